@@ -1,1 +1,14 @@
-//! placeholder
+//! What a program inside an image will link, decided from the files themselves.
+//!
+//! No I/O leaves the [`rootfs::View`] that is given: an image is hostile bytes, and every path of it
+//! is resolved inside its own root. Nothing here knows of command lines, mounts or PMI.
+#![forbid(unsafe_code)]
+
+pub mod elf;
+pub mod error;
+pub mod ldso;
+pub mod linkmap;
+pub mod mpi;
+pub mod rootfs;
+
+pub use error::{Error, Result};

@@ -1,0 +1,484 @@
+//! Paths as the container will see them: an image's root with other trees laid over it, resolved
+//! inside and never outside.
+//!
+//! A [`View`] is the mount table of a sandbox that need not exist yet: layer 0 is the image, the
+//! others are what will be bound over it. Symbolic links are followed by hand, one component at a
+//! time, each opened `O_PATH|O_NOFOLLOW` relative to the directory before it, so that neither an
+//! absolute link, nor `..`, nor a file swapped meanwhile leads out (a link that names a magic link
+//! of /proc is read as text, like any other). Where openat2(2) exists, a path without links costs
+//! one call.
+
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Component, Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat, openat2, readlinkat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
+
+use crate::error::{Error, Result};
+
+/// As in the kernel (include/linux/namei.h, MAXSYMLINKS).
+const MAX_LINKS: usize = 40;
+/// As in the kernel (include/uapi/linux/limits.h).
+const PATH_MAX: usize = 4096;
+
+/// What kind of object a path names; links have been followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A directory.
+    Directory,
+    /// A regular file.
+    File,
+    /// A symbolic link (only when the last component was not to be followed).
+    Symlink,
+    /// A character or block device, a FIFO or a socket.
+    Special,
+}
+
+impl Kind {
+    fn of(stat: &FileStat) -> Kind {
+        match SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits()) {
+            SFlag::S_IFDIR => Kind::Directory,
+            SFlag::S_IFREG => Kind::File,
+            SFlag::S_IFLNK => Kind::Symlink,
+            _ => Kind::Special,
+        }
+    }
+
+    /// For messages: "a directory", "a regular file", …
+    pub fn article(self) -> &'static str {
+        match self {
+            Kind::Directory => "a directory",
+            Kind::File => "a regular file",
+            Kind::Symlink => "a symbolic link",
+            Kind::Special => "a device, FIFO or socket",
+        }
+    }
+}
+
+/// An existing object of a view.
+#[derive(Debug)]
+pub struct Entry {
+    /// Its path in the view, absolute, without links, `.` or `..`.
+    pub path: PathBuf,
+    /// What it is.
+    pub kind: Kind,
+    /// Permission bits (lower 12 bits of st_mode).
+    pub mode: u32,
+    /// Device and inode, the file's identity on this node.
+    pub id: (u64, u64),
+    /// Index of the layer it lies in; 0 is the image.
+    pub layer: usize,
+    fd: Option<OwnedFd>,
+}
+
+/// The answer to a look-up.
+#[derive(Debug)]
+pub enum Lookup {
+    /// It is there.
+    Exists(Entry),
+    /// It is not: `parent` is, and `rest` below it would have to be made.
+    Missing {
+        /// The deepest existing directory, without links.
+        parent: Entry,
+        /// What is missing below it, one component or more.
+        rest: PathBuf,
+    },
+}
+
+#[derive(Debug)]
+enum Source {
+    Tree(OwnedFd),
+    /// A directory that will be made, with nothing in it (a fresh tmpfs).
+    Empty,
+}
+
+#[derive(Debug)]
+struct Layer {
+    at: PathBuf,
+    source: Source,
+}
+
+/// An image root and what is laid over it.
+#[derive(Debug)]
+pub struct View {
+    layers: Vec<Layer>,
+    openat2: Cell<bool>,
+}
+
+impl View {
+    /// A view of the directory `root` of the host, alone.
+    pub fn open(root: &Path) -> Result<View> {
+        let fd = openat(AT_FDCWD, root, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+            .map_err(|e| Error::io("open", root, e))?;
+        let layers = vec![Layer { at: PathBuf::from("/"), source: Source::Tree(fd) }];
+        Ok(View { layers, openat2: Cell::new(true) })
+    }
+
+    /// Lays the host's file or directory `source` over `at`, which must be a link-free path of this
+    /// view (from [`View::lookup`]).
+    pub fn lay(&mut self, at: &Path, source: &Path) -> Result<()> {
+        let fd = openat(AT_FDCWD, source, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
+            .map_err(|e| Error::io("open", source, e))?;
+        self.layers.push(Layer { at: at.to_owned(), source: Source::Tree(fd) });
+        Ok(())
+    }
+
+    /// Lays an empty directory over `at` (a fresh tmpfs).
+    pub fn lay_empty(&mut self, at: &Path) {
+        self.layers.push(Layer { at: at.to_owned(), source: Source::Empty });
+    }
+
+    /// The layer that answers for `path`, and the path below it. Later layers cover earlier ones.
+    fn layer_of<'p>(&self, path: &'p Path) -> (usize, &'p Path) {
+        let mut best = (0, path.strip_prefix("/").unwrap_or(path));
+        let mut depth = 0;
+        for (i, layer) in self.layers.iter().enumerate().skip(1) {
+            if let Ok(rest) = path.strip_prefix(&layer.at) {
+                let d = layer.at.as_os_str().len();
+                if d >= depth {
+                    best = (i, rest);
+                    depth = d;
+                }
+            }
+        }
+        best
+    }
+
+    /// Finds `path` (taken from `/` when relative), following every link inside the view.
+    pub fn lookup(&self, path: &Path) -> Result<Lookup> {
+        self.walk(path, true)
+    }
+
+    /// As [`View::lookup`], but a link in the last place is itself the answer.
+    pub fn lookup_nofollow(&self, path: &Path) -> Result<Lookup> {
+        self.walk(path, false)
+    }
+
+    /// The entry, or `None` when it is missing or its path leads through something that is no directory.
+    pub fn find(&self, path: &Path) -> Result<Option<Entry>> {
+        match self.lookup(path) {
+            Ok(Lookup::Exists(e)) => Ok(Some(e)),
+            Ok(Lookup::Missing { .. }) | Err(Error::NotADirectory { .. }) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn walk(&self, path: &Path, follow_last: bool) -> Result<Lookup> {
+        if path.as_os_str().len() > PATH_MAX {
+            return Err(Error::TooLong { path: path.to_owned() });
+        }
+        if let Some(entry) = self.direct(path)? {
+            return Ok(Lookup::Exists(entry));
+        }
+        let mut pending: VecDeque<OsString> = components(path);
+        let mut here = vec![self.layer_root(Path::new("/"), 0)?];
+        let mut links = 0;
+        while let Some(name) = pending.pop_front() {
+            if name == ".." {
+                if here.len() > 1 {
+                    here.pop();
+                }
+                continue;
+            }
+            let parent = here.last().expect("the root is never popped");
+            if parent.kind != Kind::Directory {
+                return Err(Error::NotADirectory { path: parent.path.clone() });
+            }
+            let full = parent.path.join(&name);
+            let next = match self.layers.iter().rposition(|l| l.at == full) {
+                Some(layer) => Some(self.layer_root(&full, layer)?),
+                None => self.child(parent, &name, full)?,
+            };
+            let Some(next) = next else {
+                let parent = here.pop().expect("the root is never popped");
+                // Below something that is missing there are no links to follow; `..` is arithmetic.
+                let mut rest = vec![name];
+                for name in pending {
+                    if name == ".." {
+                        rest.pop().map(drop)
+                    } else {
+                        Some(rest.push(name))
+                    };
+                }
+                if rest.is_empty() {
+                    return Ok(Lookup::Exists(parent));
+                }
+                return Ok(Lookup::Missing { parent, rest: rest.iter().collect() });
+            };
+            if next.kind == Kind::Symlink && (follow_last || !pending.is_empty()) {
+                links += 1;
+                if links > MAX_LINKS {
+                    return Err(Error::LinkLoop { path: path.to_owned() });
+                }
+                let target = read_link(&next)?;
+                if target.is_absolute() {
+                    here.truncate(1);
+                }
+                for name in components(&target).into_iter().rev() {
+                    pending.push_front(name);
+                }
+                if pending.iter().map(|n| n.len() + 1).sum::<usize>() > PATH_MAX {
+                    return Err(Error::TooLong { path: path.to_owned() });
+                }
+                continue;
+            }
+            here.push(next);
+        }
+        Ok(Lookup::Exists(here.pop().expect("the root is never popped")))
+    }
+
+    /// A path without any link in one system call; `None` says: walk.
+    fn direct(&self, path: &Path) -> Result<Option<Entry>> {
+        if !self.openat2.get() || !path.is_absolute() {
+            return Ok(None);
+        }
+        if path.components().any(|c| matches!(c, Component::ParentDir)) {
+            return Ok(None);
+        }
+        let path: PathBuf = path.components().collect();
+        let (index, rest) = self.layer_of(&path);
+        let Source::Tree(root) = &self.layers[index].source else { return Ok(None) };
+        if rest.as_os_str().is_empty() {
+            return self.layer_root(&path, index).map(Some);
+        }
+        let how = OpenHow::new()
+            .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
+            .resolve(ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_BENEATH);
+        match openat2(root, rest, how) {
+            Ok(fd) => entry(fd, path, index).map(Some),
+            Err(Errno::ENOSYS) | Err(Errno::EPERM) => {
+                self.openat2.set(false);
+                Ok(None)
+            }
+            Err(_) => Ok(None),
+        }
+    }
+
+    fn layer_root(&self, at: &Path, layer: usize) -> Result<Entry> {
+        match &self.layers[layer].source {
+            Source::Empty => Ok(Entry {
+                path: at.to_owned(),
+                kind: Kind::Directory,
+                mode: 0o755,
+                id: (0, 0),
+                layer,
+                fd: None,
+            }),
+            Source::Tree(fd) => {
+                let fd = fd.try_clone().map_err(|e| Error::io("open", at, e))?;
+                entry(fd, at.to_owned(), layer)
+            }
+        }
+    }
+
+    fn child(&self, parent: &Entry, name: &OsStr, full: PathBuf) -> Result<Option<Entry>> {
+        let Some(dir) = &parent.fd else { return Ok(None) };
+        match openat(dir, name, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty()) {
+            Ok(fd) => entry(fd, full, parent.layer).map(Some),
+            Err(Errno::ENOENT) => Ok(None),
+            Err(e) => Err(Error::io("look up", &full, e)),
+        }
+    }
+
+    /// Names in a directory, at most `limit` of them, unsorted; the flag says whether there are more.
+    pub fn list(&self, dir: &Entry, limit: usize) -> Result<(Vec<OsString>, bool)> {
+        let Some(fd) = &dir.fd else { return Ok((Vec::new(), false)) };
+        let mut names = Vec::new();
+        for item in std::fs::read_dir(fd_path(fd)).map_err(|e| Error::io("list", &dir.path, e))? {
+            if names.len() == limit {
+                return Ok((names, true));
+            }
+            names.push(item.map_err(|e| Error::io("list", &dir.path, e))?.file_name());
+        }
+        Ok((names, false))
+    }
+
+    /// Opens a regular file for reading. Devices, FIFOs and sockets of an image are never opened.
+    pub fn open_file(&self, entry: &Entry) -> Result<File> {
+        match (&entry.fd, entry.kind) {
+            (Some(fd), Kind::File) => File::open(fd_path(fd)).map_err(|e| Error::io("read", &entry.path, e)),
+            (_, kind) => Err(Error::NotAFile { path: entry.path.clone(), is: kind.article() }),
+        }
+    }
+
+    /// The first `limit` bytes of a regular file, or `None` if there is no such file.
+    pub fn read(&self, path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
+        let Some(entry) = self.find(path)? else { return Ok(None) };
+        let mut bytes = Vec::new();
+        self.open_file(&entry)?
+            .take(limit)
+            .read_to_end(&mut bytes)
+            .map_err(|e| Error::io("read", &entry.path, e))?;
+        Ok(Some(bytes))
+    }
+}
+
+/// Where a descriptor's object can be named by path (proc(5), /proc/self/fd).
+fn fd_path(fd: &OwnedFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
+}
+
+fn entry(fd: OwnedFd, path: PathBuf, layer: usize) -> Result<Entry> {
+    let stat = fstat(&fd).map_err(|e| Error::io("look up", &path, e))?;
+    Ok(Entry {
+        kind: Kind::of(&stat),
+        mode: stat.st_mode & 0o7777,
+        id: (stat.st_dev, stat.st_ino),
+        path,
+        layer,
+        fd: Some(fd),
+    })
+}
+
+fn read_link(entry: &Entry) -> Result<PathBuf> {
+    let fd = entry.fd.as_ref().expect("only a real file is a link");
+    // An empty path reads the link that the descriptor itself names (readlinkat(2), since 2.6.39).
+    let target = readlinkat(fd, "").map_err(|e| Error::io("read the link", &entry.path, e))?;
+    Ok(PathBuf::from(OsString::from_vec(target.into_vec())))
+}
+
+fn components(path: &Path) -> VecDeque<OsString> {
+    path.as_os_str()
+        .as_bytes()
+        .split(|b| *b == b'/')
+        .filter(|c| !c.is_empty() && *c != b".")
+        .map(|c| OsStr::from_bytes(c).to_owned())
+        .collect()
+}
+
+impl Entry {
+    /// The O_PATH descriptor, for callers that act on the very object that was judged; none for a
+    /// directory that is yet to be made.
+    pub fn fd(&self) -> Option<&OwnedFd> {
+        self.fd.as_ref()
+    }
+
+    /// Where a link points, as written; for entries of [`View::lookup_nofollow`].
+    pub fn link_target(&self) -> Result<PathBuf> {
+        read_link(self)
+    }
+
+    /// Whether any of the execute bits is set.
+    pub fn is_executable(&self) -> bool {
+        self.kind == Kind::File && self.mode & 0o111 != 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    struct Image(tempfile::TempDir);
+
+    impl Image {
+        fn new() -> Image {
+            let dir = tempfile::tempdir().unwrap();
+            std::fs::create_dir_all(dir.path().join("usr/lib")).unwrap();
+            std::fs::write(dir.path().join("usr/lib/x"), b"image").unwrap();
+            Image(dir)
+        }
+        fn link(&self, target: &str, name: &str) -> &Image {
+            symlink(target, self.0.path().join(name)).unwrap();
+            self
+        }
+        fn view(&self) -> View {
+            View::open(self.0.path()).unwrap()
+        }
+    }
+
+    fn path_of(view: &View, path: &str) -> String {
+        match view.lookup(Path::new(path)).unwrap() {
+            Lookup::Exists(e) => e.path.display().to_string(),
+            Lookup::Missing { parent, rest } => format!("{} + {}", parent.path.display(), rest.display()),
+        }
+    }
+
+    #[test]
+    fn links_stay_inside_whatever_they_say() {
+        let image = Image::new();
+        image.link("usr/lib", "lib").link("/usr/lib", "lib64").link("../../../../../usr", "up");
+        image.link("/proc/self/root", "etc").link("/", "loop");
+        let view = image.view();
+        assert_eq!(path_of(&view, "/lib/x"), "/usr/lib/x");
+        assert_eq!(path_of(&view, "/lib64/x"), "/usr/lib/x");
+        assert_eq!(path_of(&view, "/up/lib/x"), "/usr/lib/x");
+        assert_eq!(path_of(&view, "/loop/loop/loop/usr/../usr/lib/x"), "/usr/lib/x");
+        // the image has no /proc of its own: nothing of the host answers
+        assert_eq!(path_of(&view, "/etc/passwd"), "/ + proc/self/root/passwd");
+        assert_eq!(path_of(&view, "/../../../usr/lib/../lib/x"), "/usr/lib/x");
+    }
+
+    #[test]
+    fn openat2_and_the_walk_by_hand_agree() {
+        let image = Image::new();
+        image.link("usr/lib", "lib").link("x", "usr/lib/y").link("../nowhere/z", "usr/dangling");
+        let fast = image.view();
+        let slow = image.view();
+        slow.openat2.set(false);
+        for path in
+            ["/", "/usr", "/lib/x", "/lib/y", "/usr/lib/x", "/no", "/usr/no/deeper", "/usr/dangling", "usr"]
+        {
+            assert_eq!(path_of(&fast, path), path_of(&slow, path), "{path}");
+        }
+        assert_eq!(path_of(&fast, "/usr/dangling"), "/ + nowhere/z");
+    }
+
+    #[test]
+    fn loops_and_files_in_the_middle_are_errors_that_name_the_path() {
+        let image = Image::new();
+        image.link("b", "a").link("a", "b");
+        let view = image.view();
+        let e = view.lookup(Path::new("/a/x")).unwrap_err();
+        assert!(e.to_string().contains("go round in circles"), "{e}");
+        let e = view.lookup(Path::new("/usr/lib/x/y")).unwrap_err();
+        assert_eq!(e.to_string(), "/usr/lib/x is not a directory");
+    }
+
+    #[test]
+    fn a_layer_covers_and_links_cross_layers() {
+        let image = Image::new();
+        image.link("/home/u/data", "data");
+        let host = tempfile::tempdir().unwrap();
+        std::fs::create_dir(host.path().join("data")).unwrap();
+        std::fs::write(host.path().join("data/f"), b"host").unwrap();
+        symlink("/usr/lib/x", host.path().join("data/back")).unwrap();
+        let mut view = image.view();
+        view.lay_empty(Path::new("/home"));
+        view.lay(Path::new("/home/u"), host.path()).unwrap();
+        assert_eq!(path_of(&view, "/data/f"), "/home/u/data/f");
+        assert_eq!(view.read(Path::new("/data/f"), 100).unwrap().unwrap(), b"host");
+        assert_eq!(view.read(Path::new("/data/back"), 100).unwrap().unwrap(), b"image");
+        assert_eq!(path_of(&view, "/home/v"), "/home + v");
+        assert_eq!(path_of(&view, "/home/u/../../usr/lib/x"), "/usr/lib/x");
+    }
+
+    #[test]
+    fn special_files_are_not_opened() {
+        let image = Image::new();
+        nix::unistd::mkfifo(&image.0.path().join("fifo"), Mode::from_bits_truncate(0o666)).unwrap();
+        let e = image.view().read(Path::new("/fifo"), 10).unwrap_err();
+        assert_eq!(e.to_string(), "/fifo is a device, FIFO or socket, not a regular file");
+    }
+
+    #[test]
+    fn listing_is_bounded() {
+        let image = Image::new();
+        for i in 0..20 {
+            std::fs::write(image.0.path().join(format!("usr/{i}")), b"").unwrap();
+        }
+        let view = image.view();
+        let Lookup::Exists(usr) = view.lookup(Path::new("/usr")).unwrap() else { panic!() };
+        let (names, more) = view.list(&usr, 5).unwrap();
+        assert_eq!((names.len(), more), (5, true));
+        let (names, more) = view.list(&usr, 100).unwrap();
+        assert_eq!((names.len(), more), (21, false));
+    }
+}
