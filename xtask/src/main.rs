@@ -1,2 +1,78 @@
-//! placeholder
-fn main() {}
+//! `cargo xtask`: what is done with the sources, from a machine's set-up to its tests.
+
+mod apt;
+mod cache;
+mod demo;
+mod images;
+mod layout;
+mod recipe;
+mod rootfs;
+mod run;
+mod setup;
+mod test;
+mod toolchain;
+mod user;
+
+use clap::{Parser, Subcommand};
+use layout::Layout;
+use std::process::ExitCode;
+
+/// Tasks around the sources of hpc-launch.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Run the ring example in a container under mpirun, as a plain user, installing what is missing
+    Demo,
+    /// Install what is missing, build all, and run every test
+    Test {
+        /// Only formatting, lints and unit tests
+        #[arg(long)]
+        unit: bool,
+        /// Only the end-to-end tests, those whose name contains FILTER
+        #[arg(long, value_name = "FILTER", num_args = 0..=1, default_missing_value = "", conflicts_with = "unit")]
+        e2e: Option<String>,
+    },
+    /// Check formatting and lints
+    Check,
+    /// Make test images as directories target/images/NAME
+    Images {
+        /// Which ones; all if none is named
+        #[arg(value_name = "NAME")]
+        names: Vec<String>,
+        /// Make target/images/NAME.sqfs as well
+        #[arg(long)]
+        squashfs: bool,
+    },
+    /// Install the Debian packages that a task needs
+    Setup {
+        /// For which task
+        #[arg(value_enum, default_value = "test")]
+        set: setup::Set,
+    },
+}
+
+fn main() -> ExitCode {
+    let layout = Layout::find();
+    let result = match Arguments::parse().task {
+        Task::Demo => demo::demo(&layout),
+        Task::Test { unit: true, .. } => test::test(&layout, &test::Scope::Unit),
+        Task::Test { e2e: Some(filter), .. } => test::test(&layout, &test::Scope::EndToEnd(filter)),
+        Task::Test { .. } => test::test(&layout, &test::Scope::All),
+        Task::Check => test::test(&layout, &test::Scope::Check),
+        Task::Images { names, squashfs } => images::make(&layout, &names, squashfs),
+        Task::Setup { set } => setup::install(&layout, set),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

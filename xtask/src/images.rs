@@ -1,0 +1,174 @@
+//! Test images: from recipe to `target/images/NAME`, as a directory and as a SquashFS file.
+
+use crate::apt::Apt;
+use crate::cache::{Builder, Cache};
+use crate::layout::Layout;
+use crate::recipe::{self, Content, Examples, Mpi, Recipe, Suite};
+use crate::{rootfs, run, toolchain};
+use anyhow::{Context, Result};
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+
+/// One image that was asked for: a name, and what it stands for.
+struct Wanted {
+    name: String,
+    recipe: &'static Recipe,
+    /// What it is called in the cache.
+    cached: String,
+}
+
+/// Makes the named images, or all, with SquashFS files on request.
+pub fn make(layout: &Layout, names: &[String], squashfs: bool) -> Result<()> {
+    let examples = Examples::read(&layout.root.join("examples"))?;
+    let host = host_mpi();
+    let names = match names {
+        [] => recipe::names().iter().map(ToString::to_string).collect(),
+        _ => names.to_vec(),
+    };
+    let mut wanted = Vec::new();
+    for name in names {
+        let recipe = recipe::named(&name, host)?;
+        let key = recipe::key((recipe, recipe.packages(), recipe.suite.toolchain(), &examples));
+        wanted.push(Wanted { name, recipe, cached: format!("{}-{key}", recipe.name) });
+    }
+
+    let cache = Cache::open()?;
+    let missing = |image: &Wanted| {
+        cache.find(&image.cached).is_none() || squashfs && cache.find(&squashfs_name(image)).is_none()
+    };
+    if wanted.iter().any(missing) {
+        run::step("test images, from Debian packages", || {
+            let builder = cache.builder()?;
+            build(layout, &builder, &examples, &wanted, squashfs)?;
+            builder.prune()
+        })?;
+    }
+    for image in &wanted {
+        link(layout, &cache, &image.cached, &image.name)?;
+        if squashfs {
+            link(layout, &cache, &squashfs_name(image), &format!("{}.sqfs", image.name))?;
+        }
+    }
+    Ok(())
+}
+
+/// The MPI that `mpirun` belongs to here; Open MPI where there is none yet, as set-up installs that.
+pub fn host_mpi() -> Mpi {
+    let version = run::output(Command::new("mpirun").arg("--version")).unwrap_or_default();
+    if version.contains("HYDRA") { Mpi::Mpich } else { Mpi::OpenMpi }
+}
+
+fn squashfs_name(image: &Wanted) -> String {
+    format!("{}.sqfs", image.cached)
+}
+
+/// Builds what is missing: releases beside each other, the images of one after each other.
+fn build(
+    layout: &Layout,
+    builder: &Builder,
+    examples: &Examples,
+    wanted: &[Wanted],
+    squashfs: bool,
+) -> Result<()> {
+    let mut suites: Vec<&'static Suite> = Vec::new();
+    for image in wanted {
+        if !suites.contains(&image.recipe.suite) {
+            suites.push(image.recipe.suite);
+        }
+    }
+    let build_suite = |suite: &'static Suite| -> Result<()> {
+        let log = layout.log(&format!("images-{}", suite.name))?;
+        let workshop = Workshop { builder, suite, examples, log };
+        for image in wanted.iter().filter(|image| image.recipe.suite == suite) {
+            let context = || format!("image {}", image.name);
+            let root = workshop.image(image).with_context(context)?;
+            if squashfs {
+                workshop.squashfs(image, &root).with_context(context)?;
+            }
+        }
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let threads: Vec<_> =
+            suites.into_iter().map(|suite| scope.spawn(move || build_suite(suite))).collect();
+        threads.into_iter().try_for_each(|thread| thread.join().expect("an image thread panicked"))
+    })
+}
+
+/// Builds the images of one release.
+struct Workshop<'a> {
+    builder: &'a Builder,
+    suite: &'static Suite,
+    examples: &'a Examples,
+    log: PathBuf,
+}
+
+impl Workshop<'_> {
+    /// The image: an unpacked root, which changes with the packages only, and the programs, which
+    /// change with the sources.
+    fn image(&self, image: &Wanted) -> Result<PathBuf> {
+        let recipe = image.recipe;
+        self.builder.ensure("images", &image.cached, |path| {
+            let base = self.root(recipe.name, &recipe.packages())?;
+            let programs = self.programs(recipe.content)?;
+            run::output(Command::new("cp").args(["-a", "--reflink=auto"]).arg(base).arg(path))?;
+            let to = path.join("opt/examples");
+            run::output(Command::new("cp").args(["-rT"]).arg(programs).arg(to))?;
+            run::output(Command::new("chmod").args(["-R", "a+rX"]).arg(path))?;
+            eprintln!("    made {}", recipe.name);
+            Ok(())
+        })
+    }
+
+    fn squashfs(&self, image: &Wanted, root: &Path) -> Result<PathBuf> {
+        self.builder.ensure("images", &squashfs_name(image), |path| {
+            let mut command = Command::new("mksquashfs");
+            command.arg(root).arg(path);
+            // lz4 packs in a thirtieth of zstd's time.
+            command.args(["-comp", "lz4", "-all-root", "-no-xattrs", "-noappend", "-no-progress", "-quiet"]);
+            run::logged(&mut command, &self.log).context("mksquashfs is in the package squashfs-tools")?;
+            eprintln!("    made {}.sqfs", image.recipe.name);
+            Ok(())
+        })
+    }
+
+    fn root(&self, name: &str, packages: &[&str]) -> Result<PathBuf> {
+        let part = format!("{name}-root-{}", recipe::key((self.suite, packages)));
+        self.builder.ensure("parts", &part, |path| {
+            let apt =
+                Apt::open(self.builder.dir.join("apt").join(self.suite.name), self.suite, self.log.clone())?;
+            rootfs::unpack(&apt.fetch(packages)?, path, self.suite.merged_usr)
+        })
+    }
+
+    fn programs(&self, content: Content) -> Result<PathBuf> {
+        let packages = self.suite.toolchain();
+        let kind = match content {
+            Content::Mpi(mpi) => mpi.name(),
+            Content::Libc => "libc",
+        };
+        let key = recipe::key((self.suite, &packages, content, self.examples));
+        self.builder.ensure("parts", &format!("{}-{kind}-programs-{key}", self.suite.name), |path| {
+            let tools = self.root(&format!("{}-compilers", self.suite.name), &packages)?;
+            toolchain::compile(&tools, self.examples, content, path, &self.log)
+        })
+    }
+}
+
+/// Points `target/images/NAME` at what the cache holds.
+fn link(layout: &Layout, cache: &Cache, cached: &str, name: &str) -> Result<()> {
+    let to = cache.find(cached).with_context(|| format!("{cached} went from the cache, try again"))?;
+    let images = layout.images();
+    fs::create_dir_all(&images).with_context(|| format!("cannot create {}", images.display()))?;
+    let link = images.join(name);
+    if fs::read_link(&link).is_ok_and(|now| now == to) {
+        return Ok(());
+    }
+    // Renamed over the old one, so that nobody finds it missing meanwhile.
+    let temporary = images.join(format!(".{name}.{}", std::process::id()));
+    symlink(&to, &temporary)?;
+    fs::rename(&temporary, &link).with_context(|| format!("{} is in the way", link.display()))
+}

@@ -1,0 +1,72 @@
+//! Compiles the example solvers with a release's own compilers, against either of its MPIs.
+
+use crate::recipe::{Content, Examples, Mpi};
+use crate::{rootfs, run};
+use anyhow::{Result, bail};
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+/// Compiles what belongs into an image with `content`, in the toolchain root, and copies the programs
+/// to the new directory `to`.
+pub fn compile(toolchain: &Path, examples: &Examples, content: Content, to: &Path, log: &Path) -> Result<()> {
+    let dir = toolchain.join("build");
+    crate::cache::remove(&dir)?;
+    fs::create_dir_all(dir.join("out"))?;
+    let mut script = String::from("cd /build\n");
+    for (name, text) in &examples.sources {
+        fs::write(dir.join(name), text)?;
+        for line in compile_lines(name, text, content) {
+            script.push_str(&line);
+            script.push('\n');
+        }
+    }
+    run::logged(&mut rootfs::enter(toolchain, &script), log)?;
+    run::output(Command::new("cp").arg("-r").arg(dir.join("out")).arg(to))?;
+    if fs::read_dir(to)?.next().is_none() {
+        bail!("there are no examples to compile");
+    }
+    crate::cache::remove(&dir)
+}
+
+/// How one source is compiled for an image, if it belongs there.
+fn compile_lines(name: &str, text: &str, content: Content) -> Vec<String> {
+    let Some((stem, ending)) = name.rsplit_once('.') else { return Vec::new() };
+    let c = "-std=gnu11 -O2 -Wall -Werror";
+    let needs_mpi = ending == "f90" || text.contains("#include <mpi.h>");
+    match content {
+        Content::Mpi(mpi) if needs_mpi && ending == "c" => {
+            vec![format!("mpicc.{} {c} -o out/{stem} {name}", mpi.name())]
+        }
+        Content::Mpi(Mpi::Mpich) if needs_mpi => vec![format!("mpif90.mpich -O2 -o out/{stem} {name}")],
+        // Debian's Fortran wrapper finds libmpi.so through a link that only its package script makes;
+        // the C wrapper knows the directory.
+        Content::Mpi(Mpi::OpenMpi) if needs_mpi => {
+            vec![format!("mpif90.openmpi -O2 -o out/{stem} {name} $(mpicc.openmpi --showme:link)")]
+        }
+        // Of use in every image, to see what a rank was given before any MPI is involved.
+        _ if stem == "hello_libc" => vec![
+            format!("gcc {c} -o out/hello_libc {name}"),
+            format!("gcc {c} -static -o out/hello_static {name}"),
+        ],
+        Content::Libc if text.contains("NO_MPI") => vec![format!("gcc {c} -DNO_MPI -o out/{stem} {name}")],
+        _ => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_image_gets_what_it_can_run() {
+        let mpich = Content::Mpi(Mpi::Mpich);
+        let solver = "#include <mpi.h>\n";
+        assert!(compile_lines("ring.c", solver, mpich)[0].starts_with("mpicc.mpich "));
+        assert!(compile_lines("ring_f.f90", "", mpich)[0].starts_with("mpif90.mpich "));
+        assert_eq!(compile_lines("ring.c", solver, Content::Libc), Vec::<String>::new());
+        assert_eq!(compile_lines("hello_libc.c", "", Content::Libc).len(), 2);
+        let both = "#ifndef NO_MPI\n#include <mpi.h>\n";
+        assert!(compile_lines("signals.c", both, Content::Libc)[0].contains("-DNO_MPI"));
+    }
+}
