@@ -1,0 +1,393 @@
+//! What is shown: a table on the terminal and everything, sample by sample, as JSON.
+
+use crate::contender::Measured;
+use crate::error::Error;
+use crate::machine::Machine;
+use crate::run::Failure;
+use crate::stats::{Estimate, median_estimate, ratio_estimate};
+use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::Write as _;
+use std::path::Path;
+
+/// One bench's result.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// The subcommand.
+    pub bench: &'static str,
+    /// Where it ran.
+    pub machine: Machine,
+    /// What was asked for.
+    pub settings: BTreeMap<&'static str, String>,
+    /// The tables.
+    pub groups: Vec<Group>,
+    /// The numbers that were promised.
+    pub budgets: Vec<Budget>,
+    /// What was verified or noticed on the way.
+    pub notes: Vec<String>,
+}
+
+/// One table: rows that are compared with each other.
+#[derive(Debug, Serialize)]
+pub struct Group {
+    /// What was measured.
+    pub title: String,
+    /// Of all its numbers but the ratios.
+    pub unit: &'static str,
+    /// In the order of the table.
+    pub rows: Vec<Row>,
+}
+
+/// One contender.
+#[derive(Debug, Serialize)]
+pub struct Row {
+    /// As in the table.
+    pub name: String,
+    /// As one would type it.
+    pub command: String,
+    /// One per round; `null` where the run failed.
+    pub samples: Vec<Option<f64>>,
+    /// Of the samples there are.
+    pub median: Option<Estimate>,
+    /// By the row it is compared with, over the rounds in which both ran.
+    pub ratios: BTreeMap<String, Estimate>,
+    /// Failed runs, alike ones together.
+    pub failures: Vec<FailureKind>,
+    /// Why the row was not run at all.
+    pub not_run: Option<String>,
+}
+
+/// Failed runs that ended alike.
+#[derive(Debug, Serialize)]
+pub struct FailureKind {
+    runs: usize,
+    /// The first of them.
+    #[serde(flatten)]
+    first: Failure,
+}
+
+/// A number that was promised, and whether it holds.
+#[derive(Debug, Serialize)]
+pub struct Budget {
+    what: String,
+    limit: String,
+    measured: Option<f64>,
+    met: bool,
+}
+
+impl Budget {
+    /// A value that must not exceed `limit`.
+    pub fn at_most(what: impl Into<String>, limit: f64, measured: Option<f64>) -> Self {
+        let met = measured.is_some_and(|value| value <= limit);
+        Budget { what: what.into(), limit: format!("at most {limit}"), measured, met }
+    }
+
+    /// A value that must reach `limit`.
+    pub fn at_least(what: impl Into<String>, limit: f64, measured: Option<f64>) -> Self {
+        let met = measured.is_some_and(|value| value >= limit);
+        Budget { what: what.into(), limit: format!("at least {limit}"), measured, met }
+    }
+
+    /// Whether it was measured and holds.
+    pub fn is_met(&self) -> bool {
+        self.met
+    }
+
+    /// A line for the terminal.
+    pub fn text(&self) -> String {
+        let measured = self.measured.map_or("not measured".into(), number);
+        let verdict = if self.met { "ok" } else { "MISSED" };
+        format!("budget: {}: {measured}, {}: {verdict}\n", self.what, self.limit)
+    }
+}
+
+impl Group {
+    /// Statistics of `rows`, each against each of the rows named in `baselines`.
+    pub fn new(
+        title: impl Into<String>,
+        unit: &'static str,
+        baselines: &[&str],
+        measured: &[Measured<f64>],
+    ) -> Self {
+        let values: Vec<Vec<Option<f64>>> = measured
+            .iter()
+            .map(|m| m.outcomes.iter().flatten().map(|o| o.as_ref().ok().copied()).collect())
+            .collect();
+        let rows = measured.iter().zip(&values).map(|(row, own)| {
+            let mut ratios = BTreeMap::new();
+            for (other, theirs) in measured.iter().zip(&values) {
+                if other.name == row.name || !baselines.contains(&other.name.as_str()) {
+                    continue;
+                }
+                let pairs: Vec<(f64, f64)> = own.iter().zip(theirs).filter_map(|(a, b)| a.zip(*b)).collect();
+                ratios.extend(ratio_estimate(&pairs).map(|ratio| (other.name.clone(), ratio)));
+            }
+            let good: Vec<f64> = own.iter().flatten().copied().collect();
+            Row {
+                name: row.name.clone(),
+                command: row.command.clone(),
+                median: median_estimate(&good),
+                samples: own.clone(),
+                ratios,
+                failures: failure_kinds(row),
+                not_run: row.outcomes.as_ref().err().cloned(),
+            }
+        });
+        Group { title: title.into(), unit, rows: rows.collect() }
+    }
+
+    /// The ratio of two rows' medians, if both were measured.
+    pub fn ratio(&self, row: &str, to: &str) -> Option<f64> {
+        Some(self.rows.iter().find(|r| r.name == row)?.ratios.get(to)?.value)
+    }
+
+    fn table(&self) -> String {
+        let mut baselines: Vec<&String> = self.rows.iter().flat_map(|row| row.ratios.keys()).collect();
+        baselines.sort_unstable();
+        baselines.dedup();
+        let mut lines = vec![vec![String::new(), self.unit.into(), "95 %".into()]];
+        lines[0].extend(baselines.iter().map(|name| format!("× {name}")));
+        for row in &self.rows {
+            let mut cells = vec![row.name.clone()];
+            match &row.median {
+                Some(median) => {
+                    cells.extend([number(median.value), interval(median)]);
+                    cells.extend(baselines.iter().map(|name| match row.ratios.get(*name) {
+                        Some(ratio) => format!("{} {}", number(ratio.value), interval(ratio)),
+                        None => "-".into(),
+                    }));
+                }
+                None if row.not_run.is_some() => cells.push("not run".into()),
+                None => cells.push("FAILED".into()),
+            }
+            let failed: usize = row.failures.iter().map(|kind| kind.runs).sum();
+            if failed > 0 {
+                cells.resize(3 + baselines.len(), String::new());
+                cells.push(format!("{failed} of {} FAILED", row.samples.len()));
+            }
+            lines.push(cells);
+        }
+        format!("{}\n{}", self.title, columns(&lines))
+    }
+}
+
+impl Report {
+    /// True when no run failed and every budget is met.
+    pub fn is_good(&self) -> bool {
+        let rows = || self.groups.iter().flat_map(|group| &group.rows);
+        rows().all(|row| row.failures.is_empty()) && self.budgets.iter().all(Budget::is_met)
+    }
+
+    /// The whole report as text.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        for group in &self.groups {
+            text += &format!("{}\n", group.table());
+        }
+        text += &self.troubles();
+        for note in &self.notes {
+            text += &format!("{note}\n");
+        }
+        text += &self.noise();
+        for budget in &self.budgets {
+            text += &budget.text();
+        }
+        text
+    }
+
+    /// Failed runs with what they said, and rows that were not run. A row of several tables says it once,
+    /// rows with the same reason say it together.
+    fn troubles(&self) -> String {
+        let rows = || self.groups.iter().flat_map(|group| &group.rows);
+        let mut not_run: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+        for (row, why) in rows().filter_map(|row| Some((row, row.not_run.as_ref()?))) {
+            not_run.entry(why).or_default().insert(&row.name);
+        }
+        let mut text = String::new();
+        for (why, names) in not_run {
+            let names: Vec<&str> = names.into_iter().collect();
+            text += &format!("not run: {}\n    {why}\n", names.join("; "));
+        }
+        let mut said = BTreeSet::new();
+        for row in rows() {
+            for kind in &row.failures {
+                let (failed, all) = (kind.runs, row.samples.len());
+                let line =
+                    format!("{}: {failed} of {all} runs: {}\n    $ {}\n", row.name, kind.first, row.command);
+                if said.insert(line.clone()) {
+                    text += &line;
+                }
+            }
+        }
+        text
+    }
+
+    fn noise(&self) -> String {
+        let machine = &self.machine;
+        let mut text = String::from("noise: ");
+        let again =
+            self.groups.iter().flat_map(|group| &group.rows).find(|r| r.name == crate::contender::BARE_AGAIN);
+        let ratio = again.and_then(|row| row.ratios.get(crate::contender::BARE));
+        if let Some(ratio) = ratio {
+            let _ = write!(text, "bare against bare {} {}; ", number(ratio.value), interval(ratio));
+        }
+        let _ = writeln!(
+            text,
+            "load average {:.2} before, {:.2} after, on {} CPUs",
+            machine.load_before, machine.load_after, machine.cpus
+        );
+        if machine.load_before > machine.cpus as f64 / 2.0 {
+            text += "warning: the machine was busy before the first sample; wait for it to rest, or trust the ratios only\n";
+        }
+        if ratio.is_some_and(|ratio| ratio.low > 1.0 || ratio.high < 1.0) {
+            text += "warning: bare against bare is not 1 within its interval; differences of that size mean nothing here\n";
+        }
+        text
+    }
+}
+
+/// Where the JSON goes. It is opened before anything is measured: a typing error must not cost a run.
+#[derive(Debug)]
+pub struct JsonFile(File, String);
+
+impl JsonFile {
+    /// Creates or empties `path`.
+    pub fn create(path: &Path) -> Result<Self, Error> {
+        let file = File::create(path)
+            .map_err(|e| Error::new(format!("write {}", path.display()), e, "give --json another path"))?;
+        Ok(JsonFile(file, path.display().to_string()))
+    }
+
+    /// Writes the whole report.
+    pub fn write(&mut self, report: &impl Serialize) -> Result<(), Error> {
+        serde_json::to_writer_pretty(&self.0, report)
+            .map_err(std::io::Error::from)
+            .and_then(|()| self.0.write_all(b"\n"))
+            .map_err(|e| {
+                Error::new(format!("write {}", self.1), e, "make room there, or give --json another path")
+            })
+    }
+}
+
+/// Text in columns: the first to the left, the others to the right.
+pub fn columns(lines: &[Vec<String>]) -> String {
+    let count = lines.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| {
+        lines.iter().filter_map(|line| line.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..count).map(width).collect();
+    let mut text = String::new();
+    for line in lines {
+        let mut row = String::new();
+        for (column, cell) in line.iter().enumerate() {
+            let width = widths[column];
+            let _ =
+                if column == 0 { write!(row, "  {cell:<width$}") } else { write!(row, "  {cell:>width$}") };
+        }
+        text += row.trim_end();
+        text.push('\n');
+    }
+    text
+}
+
+/// Three or four digits that matter.
+pub fn number(value: f64) -> String {
+    match value.abs() {
+        size if size >= 1000.0 => format!("{value:.0}"),
+        size if size >= 100.0 => format!("{value:.1}"),
+        size if size >= 10.0 => format!("{value:.2}"),
+        _ => format!("{value:.3}"),
+    }
+}
+
+fn interval(estimate: &Estimate) -> String {
+    format!("[{}, {}]", number(estimate.low), number(estimate.high))
+}
+
+fn failure_kinds(row: &Measured<f64>) -> Vec<FailureKind> {
+    let mut kinds: Vec<FailureKind> = Vec::new();
+    for failure in row.outcomes.iter().flatten().filter_map(|outcome| outcome.as_ref().err()) {
+        match kinds.iter_mut().find(|kind| kind.first.status == failure.status) {
+            Some(kind) => kind.runs += 1,
+            None => kinds.push(FailureKind { runs: 1, first: failure.clone() }),
+        }
+    }
+    kinds
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn measured(name: &str, outcomes: Result<Vec<Result<f64, Failure>>, String>) -> Measured<f64> {
+        Measured { name: name.into(), command: format!("run {name}"), outcomes }
+    }
+
+    fn group() -> Group {
+        let hung = || Err(Failure::new("timed out after 30 s", "PMIX ERROR"));
+        Group::new(
+            "a title",
+            "ms",
+            &["bare"],
+            &[
+                measured("bare", Ok(vec![Ok(1.0), Ok(2.0), Ok(2.0), Ok(2.0)])),
+                measured("half-failed", Ok(vec![Ok(2.0), hung(), Ok(4.0), hung()])),
+                measured("all-failed", Ok(vec![Err(Failure::new("exit 1", "a\nb"))])),
+                measured("missing", Err("not installed: install it".into())),
+            ],
+        )
+    }
+
+    #[test]
+    fn a_ratio_is_taken_over_the_rounds_in_which_both_ran() {
+        let group = group();
+        let ratio = group.rows[1].ratios["bare"];
+        assert_eq!((ratio.value, ratio.samples), (2.0, 2));
+        assert_eq!(group.ratio("half-failed", "bare"), Some(2.0));
+        assert_eq!(group.ratio("missing", "bare"), None);
+        assert_eq!(group.rows[1].samples, [Some(2.0), None, Some(4.0), None]);
+    }
+
+    #[test]
+    fn no_failed_run_is_dropped() {
+        let table = group().table();
+        assert!(table.contains("2 of 4 FAILED"), "{table}");
+        let line = |name: &str| table.lines().find(|line| line.contains(name)).unwrap().to_owned();
+        assert!(
+            line("all-failed").contains("FAILED") && line("all-failed").contains("1 of 1 FAILED"),
+            "{table}"
+        );
+        assert!(line("missing").contains("not run"), "{table}");
+    }
+
+    #[test]
+    fn alike_failures_are_told_once_with_their_number() {
+        let kinds = &group().rows[1].failures;
+        assert_eq!(kinds.len(), 1);
+        assert_eq!((kinds[0].runs, kinds[0].first.stderr.as_str()), (2, "PMIX ERROR"));
+    }
+
+    #[test]
+    fn a_budget_without_a_measurement_is_missed() {
+        assert!(Budget::at_most("a", 0.5, Some(0.5)).met);
+        assert!(!Budget::at_most("a", 0.5, Some(0.51)).met);
+        assert!(Budget::at_least("a", 0.95, Some(1.0)).met);
+        assert!(!Budget::at_least("a", 0.95, None).met);
+    }
+
+    #[test]
+    fn columns_line_up_and_end_without_blanks() {
+        let lines = [vec!["a".into(), "1".into()], vec!["bcd".into(), "×22".into()], vec!["e".into()]];
+        assert_eq!(columns(&lines), "  a      1\n  bcd  ×22\n  e\n");
+    }
+
+    #[test]
+    fn numbers_keep_their_digits() {
+        assert_eq!(
+            ["0.190", "9.123", "43.21", "852.1", "9332"],
+            [0.19, 9.123, 43.21, 852.1, 9332.4].map(number)[..]
+        );
+    }
+}
