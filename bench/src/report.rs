@@ -1,6 +1,6 @@
 //! What is shown: a table on the terminal and everything, sample by sample, as JSON.
 
-use crate::contender::Measured;
+use crate::contender::{BARE, BARE_AGAIN, Measured};
 use crate::error::Error;
 use crate::machine::Machine;
 use crate::run::Failure;
@@ -38,6 +38,9 @@ pub struct Group {
     pub unit: &'static str,
     /// In the order of the table.
     pub rows: Vec<Row>,
+    /// Whether the terminal shows it too; the JSON always has it.
+    #[serde(skip)]
+    pub in_text: bool,
 }
 
 /// One contender.
@@ -73,21 +76,33 @@ pub struct FailureKind {
 pub struct Budget {
     what: String,
     limit: String,
-    measured: Option<f64>,
+    measured: Option<Estimate>,
     met: bool,
+    /// The limit lies within the interval: another run might judge otherwise.
+    close: bool,
 }
 
 impl Budget {
     /// A value that must not exceed `limit`.
-    pub fn at_most(what: impl Into<String>, limit: f64, measured: Option<f64>) -> Self {
-        let met = measured.is_some_and(|value| value <= limit);
-        Budget { what: what.into(), limit: format!("at most {limit}"), measured, met }
+    pub fn at_most(what: impl Into<String>, limit: f64, measured: Option<Estimate>) -> Self {
+        Budget::new(what.into(), "at most", limit, measured, |value| value <= limit)
     }
 
     /// A value that must reach `limit`.
-    pub fn at_least(what: impl Into<String>, limit: f64, measured: Option<f64>) -> Self {
-        let met = measured.is_some_and(|value| value >= limit);
-        Budget { what: what.into(), limit: format!("at least {limit}"), measured, met }
+    pub fn at_least(what: impl Into<String>, limit: f64, measured: Option<Estimate>) -> Self {
+        Budget::new(what.into(), "at least", limit, measured, |value| value >= limit)
+    }
+
+    fn new(
+        what: String,
+        bound: &str,
+        limit: f64,
+        measured: Option<Estimate>,
+        holds: impl Fn(f64) -> bool,
+    ) -> Self {
+        let met = measured.is_some_and(|m| holds(m.value));
+        let close = measured.is_some_and(|m| holds(m.low) != holds(m.high));
+        Budget { what, limit: format!("{bound} {limit}"), measured, met, close }
     }
 
     /// Whether it was measured and holds.
@@ -97,9 +112,14 @@ impl Budget {
 
     /// A line for the terminal.
     pub fn text(&self) -> String {
-        let measured = self.measured.map_or("not measured".into(), number);
+        let measured = match &self.measured {
+            Some(exact) if exact.low == exact.high => number(exact.value),
+            Some(measured) => format!("{} {}", number(measured.value), interval(measured)),
+            None => "not measured".into(),
+        };
         let verdict = if self.met { "ok" } else { "MISSED" };
-        format!("budget: {}: {measured}, {}: {verdict}\n", self.what, self.limit)
+        let close = if self.close { ", but close: more --runs or a calmer machine would decide" } else { "" };
+        format!("budget: {}: {measured}, {}: {verdict}{close}\n", self.what, self.limit)
     }
 }
 
@@ -135,12 +155,18 @@ impl Group {
                 not_run: row.outcomes.as_ref().err().cloned(),
             }
         });
-        Group { title: title.into(), unit, rows: rows.collect() }
+        Group { title: title.into(), unit, rows: rows.collect(), in_text: true }
+    }
+
+    /// For the JSON only.
+    pub fn only_in_json(mut self) -> Self {
+        self.in_text = false;
+        self
     }
 
     /// The ratio of two rows' medians, if both were measured.
-    pub fn ratio(&self, row: &str, to: &str) -> Option<f64> {
-        Some(self.rows.iter().find(|r| r.name == row)?.ratios.get(to)?.value)
+    pub fn ratio(&self, row: &str, to: &str) -> Option<Estimate> {
+        self.rows.iter().find(|r| r.name == row)?.ratios.get(to).copied()
     }
 
     fn table(&self) -> String {
@@ -183,7 +209,7 @@ impl Report {
     /// The whole report as text.
     pub fn text(&self) -> String {
         let mut text = String::new();
-        for group in &self.groups {
+        for group in self.groups.iter().filter(|group| group.in_text) {
             text += &format!("{}\n", group.table());
         }
         text += &self.troubles();
@@ -227,10 +253,13 @@ impl Report {
     fn noise(&self) -> String {
         let machine = &self.machine;
         let mut text = String::from("noise: ");
-        let again =
-            self.groups.iter().flat_map(|group| &group.rows).find(|r| r.name == crate::contender::BARE_AGAIN);
-        let ratio = again.and_then(|row| row.ratios.get(crate::contender::BARE));
-        if let Some(ratio) = ratio {
+        // Of several tables the worst one.
+        let ratio = self
+            .groups
+            .iter()
+            .filter_map(|group| group.ratio(BARE_AGAIN, BARE))
+            .max_by(|a, b| a.value.ln().abs().total_cmp(&b.value.ln().abs()));
+        if let Some(ratio) = &ratio {
             let _ = write!(text, "bare against bare {} {}; ", number(ratio.value), interval(ratio));
         }
         let _ = writeln!(
@@ -295,6 +324,7 @@ pub fn columns(lines: &[Vec<String>]) -> String {
 /// Three or four digits that matter.
 pub fn number(value: f64) -> String {
     match value.abs() {
+        size if size >= 10.0 && size.fract() == 0.0 => format!("{value:.0}"),
         size if size >= 1000.0 => format!("{value:.0}"),
         size if size >= 100.0 => format!("{value:.1}"),
         size if size >= 10.0 => format!("{value:.2}"),
@@ -345,7 +375,7 @@ mod tests {
         let group = group();
         let ratio = group.rows[1].ratios["bare"];
         assert_eq!((ratio.value, ratio.samples), (2.0, 2));
-        assert_eq!(group.ratio("half-failed", "bare"), Some(2.0));
+        assert_eq!(group.ratio("half-failed", "bare"), Some(ratio));
         assert_eq!(group.ratio("missing", "bare"), None);
         assert_eq!(group.rows[1].samples, [Some(2.0), None, Some(4.0), None]);
     }
@@ -371,10 +401,23 @@ mod tests {
 
     #[test]
     fn a_budget_without_a_measurement_is_missed() {
-        assert!(Budget::at_most("a", 0.5, Some(0.5)).met);
-        assert!(!Budget::at_most("a", 0.5, Some(0.51)).met);
-        assert!(Budget::at_least("a", 0.95, Some(1.0)).met);
-        assert!(!Budget::at_least("a", 0.95, None).met);
+        let exactly = |value| Some(Estimate::exact(value));
+        assert!(Budget::at_most("a", 0.5, exactly(0.5)).is_met());
+        assert!(!Budget::at_most("a", 0.5, exactly(0.51)).is_met());
+        assert!(Budget::at_least("a", 0.95, exactly(1.0)).is_met());
+        assert!(!Budget::at_least("a", 0.95, None).is_met());
+    }
+
+    #[test]
+    fn a_budget_says_when_its_limit_lies_within_the_interval() {
+        let measured = Estimate { value: 1.06, low: 1.01, high: 1.1, samples: 15 };
+        let text = Budget::at_most("wall time", 1.05, Some(measured)).text();
+        assert!(
+            text.starts_with("budget: wall time: 1.060 [1.010, 1.100], at most 1.05: MISSED, but close"),
+            "{text}"
+        );
+        let text = Budget::at_most("calls", 149.0, Some(Estimate::exact(130.0))).text();
+        assert_eq!(text, "budget: calls: 130, at most 149: ok\n");
     }
 
     #[test]

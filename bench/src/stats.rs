@@ -18,6 +18,13 @@ pub struct Estimate {
     pub samples: usize,
 }
 
+impl Estimate {
+    /// A value that was counted, not sampled.
+    pub fn exact(value: f64) -> Self {
+        Estimate { value, low: value, high: value, samples: 1 }
+    }
+}
+
 /// SplitMix64: a fixed seed makes the same samples give the same interval on every machine.
 #[derive(Debug, Clone)]
 pub struct Prng(u64);

@@ -5,6 +5,7 @@ use crate::error::Error;
 use crate::machine::Machine;
 use crate::report::{Budget, columns};
 use crate::run::{CommandLine, Runner};
+use crate::stats::Estimate;
 use crate::step::{FreshSteps, Step, joining};
 use crate::{Common, Outcome};
 use serde::Serialize;
@@ -111,7 +112,7 @@ pub fn run(args: &Args) -> Result<Outcome, Error> {
     drop(step);
 
     let joined = rows.iter().find(|row| row.name == JOINING).and_then(|row| row.count.as_ref());
-    let joined = joined.map(|count| (count.before_program + count.elsewhere) as f64);
+    let joined = joined.map(|count| Estimate::exact((count.before_program + count.elsewhere) as f64));
     let budgets = vec![Budget::at_most("system calls of a joining rank before its program", 149.0, joined)];
     let image = setup.image.display().to_string();
     let report = Report { bench: "syscalls", machine, image, rows, budgets, notes };
