@@ -119,6 +119,7 @@ fn complete(root: &Path) -> Result<()> {
     if root.join("bin/dash").exists() && fs::symlink_metadata(root.join("bin/sh")).is_err() {
         symlink("dash", root.join("bin/sh"))?;
     }
+    provide_psm(root)?;
     // An image without it (the one with nothing but libc) has no cache either: the loader does without.
     if root.join("etc/ld.so.conf").exists() {
         let mut ldconfig = Command::new("/sbin/ldconfig");
@@ -127,6 +128,21 @@ fn complete(root: &Path) -> Result<()> {
     // All may read it, whoever has built it, and its builder may remove it. Set-user-id programs have no
     // use in a container.
     run::output(Command::new("chmod").args(["-R", "a+rX,u+w,ug-s"]).arg(root))?;
+    Ok(())
+}
+
+/// The one library among our packages that is found through update-alternatives: without it Open MPI
+/// complains about plugins that it cannot open. The links are those that its package would make.
+fn provide_psm(root: &Path) -> Result<()> {
+    let library = "usr/lib/libpsm1/libpsm_infinipath.so.1.16";
+    if !root.join(library).exists() {
+        return Ok(());
+    }
+    let name = "libpsm_infinipath.so.1";
+    fs::create_dir_all(root.join("etc/alternatives"))?;
+    symlink(format!("/{library}"), root.join("etc/alternatives").join(name))?;
+    let dir = root.join(format!("usr/lib/{}-linux-gnu", std::env::consts::ARCH));
+    symlink(format!("/etc/alternatives/{name}"), dir.join(name))?;
     Ok(())
 }
 
