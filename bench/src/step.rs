@@ -25,6 +25,8 @@ pub fn rank_env(nspace: &str, rank: usize) -> Vec<(OsString, OsString)> {
         ("OMPI_COMM_WORLD_SIZE", "2"),
         ("OMPI_COMM_WORLD_LOCAL_SIZE", "2"),
         ("OMPI_UNIVERSE_SIZE", "2"),
+        // What tells orted from other daemons that speak PMIx; nothing listens there.
+        ("OMPI_MCA_orte_local_daemon_uri", "1.0;tcp://127.0.0.1:9"),
     ]
     .map(|(name, value)| (name.into(), value.into()))
     .into()
