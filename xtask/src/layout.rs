@@ -55,12 +55,14 @@ pub struct CacheDirs {
 impl CacheDirs {
     /// `$HPC_LAUNCH_CACHE`, else `/var/cache/hpc-launch` for root and `~/.cache/hpc-launch` for users.
     pub fn find() -> Result<Self> {
-        let system = PathBuf::from("/var/cache/hpc-launch");
+        let mut system = PathBuf::from("/var/cache/hpc-launch");
         let own = if let Some(dir) = env::var_os("HPC_LAUNCH_CACHE") {
             let dir = PathBuf::from(dir);
             if !dir.is_absolute() {
                 bail!("HPC_LAUNCH_CACHE={} is not an absolute path", dir.display());
             }
+            // Named on purpose: no other one counts.
+            system.clone_from(&dir);
             dir
         } else if is_root() {
             system.clone()

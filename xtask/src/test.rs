@@ -126,9 +126,9 @@ fn rust_ring(layout: &Layout) -> Result<PathBuf> {
     let triple = layout.release_binary();
     let triple = triple.ancestors().nth(2).and_then(Path::file_name).context("no target name")?;
     let ring = target.join(triple).join("release/ring-rs");
-    let run = run::output(Command::new(&ring).env_clear())?;
-    if run.trim_end() != "ring of 1 ranks: sum 0 correct" {
-        bail!("{} printed {run}", ring.display());
+    let said = run::output(&mut Command::new(&ring))?;
+    if said.trim_end() != "ring of 1 ranks: sum 0 correct" {
+        bail!("{} printed {said}", ring.display());
     }
     Ok(ring)
 }
