@@ -1,6 +1,7 @@
 /* Prints the name of every signal that reaches it, "rank R: TERM", among TERM, INT, USR1, USR2 and
  * CONT. Begins with "rank R: ready"; exits 0 after USR2, or when SECONDS (first argument, 30 if
- * absent) have passed (hydra forwards USR1 but dies of USR2). With -DNO_MPI it needs no MPI and takes its rank from the environment. */
+ * absent) have passed. hydra forwards USR1 but dies of USR2: send that to the ranks themselves.
+ * With -DNO_MPI it needs no MPI and takes its rank from the environment. */
 #define _GNU_SOURCE
 #include <signal.h>
 #include <stdio.h>

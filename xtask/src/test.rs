@@ -35,7 +35,7 @@ pub fn test(layout: &Layout, scope: &Scope) -> Result<()> {
     result?;
     match phases.failed() {
         0 => Ok(()),
-        failed => bail!("{failed} phases failed"),
+        failed => bail!("phases that failed: {failed}"),
     }
 }
 
