@@ -16,6 +16,7 @@ use std::io::Read;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
+use std::rc::Rc;
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat, openat2, readlinkat};
@@ -75,7 +76,7 @@ pub struct Entry {
     pub id: (u64, u64),
     /// Index of the layer it lies in; 0 is the image.
     pub layer: usize,
-    fd: Option<OwnedFd>,
+    fd: Option<Rc<OwnedFd>>,
 }
 
 /// The answer to a look-up.
@@ -94,7 +95,7 @@ pub enum Lookup {
 
 #[derive(Debug)]
 enum Source {
-    Tree(OwnedFd),
+    Tree(Rc<OwnedFd>),
     /// A directory that will be made, with nothing in it (a fresh tmpfs).
     Empty,
 }
@@ -117,17 +118,23 @@ impl View {
     pub fn open(root: &Path) -> Result<View> {
         let fd = openat(AT_FDCWD, root, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
             .map_err(|e| Error::io("open", root, e))?;
-        let layers = vec![Layer { at: PathBuf::from("/"), source: Source::Tree(fd) }];
+        let layers = vec![Layer { at: PathBuf::from("/"), source: Source::Tree(Rc::new(fd)) }];
         Ok(View { layers, openat2: Cell::new(true) })
     }
 
-    /// Lays the host's file or directory `source` over `at`, which must be a link-free path of this
-    /// view (from [`View::lookup`]).
-    pub fn lay(&mut self, at: &Path, source: &Path) -> Result<()> {
-        let fd = openat(AT_FDCWD, source, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
-            .map_err(|e| Error::io("open", source, e))?;
-        self.layers.push(Layer { at: at.to_owned(), source: Source::Tree(fd) });
-        Ok(())
+    /// The image alone, without what is laid over it.
+    pub fn base(&self) -> View {
+        let mut view = View { layers: Vec::new(), openat2: self.openat2.clone() };
+        if let Source::Tree(fd) = &self.layers[0].source {
+            view.lay(Path::new("/"), Rc::clone(fd));
+        }
+        view
+    }
+
+    /// Lays an opened file or directory of the host (O_PATH will do) over `at`, which must be a
+    /// link-free path of this view (from [`View::lookup`]).
+    pub fn lay(&mut self, at: &Path, source: Rc<OwnedFd>) {
+        self.layers.push(Layer { at: at.to_owned(), source: Source::Tree(source) });
     }
 
     /// Lays an empty directory over `at` (a fresh tmpfs).
@@ -252,7 +259,7 @@ impl View {
             .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
             .resolve(ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_BENEATH);
         match openat2(root, rest, how) {
-            Ok(fd) => entry(fd, path, index).map(Some),
+            Ok(fd) => entry(Rc::new(fd), path, index).map(Some),
             Err(Errno::ENOSYS) | Err(Errno::EPERM) => {
                 self.openat2.set(false);
                 Ok(None)
@@ -271,17 +278,14 @@ impl View {
                 layer,
                 fd: None,
             }),
-            Source::Tree(fd) => {
-                let fd = fd.try_clone().map_err(|e| Error::io("open", at, e))?;
-                entry(fd, at.to_owned(), layer)
-            }
+            Source::Tree(fd) => entry(Rc::clone(fd), at.to_owned(), layer),
         }
     }
 
     fn child(&self, parent: &Entry, name: &OsStr, full: PathBuf) -> Result<Option<Entry>> {
         let Some(dir) = &parent.fd else { return Ok(None) };
         match openat(dir, name, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty()) {
-            Ok(fd) => entry(fd, full, parent.layer).map(Some),
+            Ok(fd) => entry(Rc::new(fd), full, parent.layer).map(Some),
             Err(Errno::ENOENT) => Ok(None),
             Err(e) => Err(Error::io("look up", &full, e)),
         }
@@ -325,7 +329,7 @@ fn fd_path(fd: &OwnedFd) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
 }
 
-fn entry(fd: OwnedFd, path: PathBuf, layer: usize) -> Result<Entry> {
+fn entry(fd: Rc<OwnedFd>, path: PathBuf, layer: usize) -> Result<Entry> {
     let stat = fstat(&fd).map_err(|e| Error::io("look up", &path, e))?;
     Ok(Entry {
         kind: Kind::of(&stat),
@@ -357,7 +361,12 @@ impl Entry {
     /// The O_PATH descriptor, for callers that act on the very object that was judged; none for a
     /// directory that is yet to be made.
     pub fn fd(&self) -> Option<&OwnedFd> {
-        self.fd.as_ref()
+        self.fd.as_deref()
+    }
+
+    /// The descriptor itself, shared.
+    pub fn into_fd(self) -> Option<Rc<OwnedFd>> {
+        self.fd
     }
 
     /// Where a link points, as written; for entries of [`View::lookup_nofollow`].
@@ -452,7 +461,8 @@ mod tests {
         symlink("/usr/lib/x", host.path().join("data/back")).unwrap();
         let mut view = image.view();
         view.lay_empty(Path::new("/home"));
-        view.lay(Path::new("/home/u"), host.path()).unwrap();
+        let source = File::open(host.path()).unwrap();
+        view.lay(Path::new("/home/u"), Rc::new(source.into()));
         assert_eq!(path_of(&view, "/data/f"), "/home/u/data/f");
         assert_eq!(view.read(Path::new("/data/f"), 100).unwrap().unwrap(), b"host");
         assert_eq!(view.read(Path::new("/data/back"), 100).unwrap().unwrap(), b"image");

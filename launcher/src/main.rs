@@ -1,2 +1,124 @@
-//! placeholder
-fn main() {}
+//! `hpc-launch`: one containerised MPI rank per slot of the host's own launcher. See docs/ARCHITECTURE.md.
+
+mod cli;
+mod config;
+mod environ;
+mod error;
+mod image;
+mod job;
+mod plan;
+mod rank;
+mod report;
+mod sandbox;
+mod verdict;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::cli::{Cli, Command, Run};
+use crate::config::Config;
+use crate::environ::Environ;
+use crate::error::{Code, EXIT_REFUSED, Error, Result};
+use crate::job::{JobStep, once};
+use crate::rank::Request;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => {
+            let asked = !e.use_stderr();
+            let _ = e.print();
+            return if asked { ExitCode::SUCCESS } else { ExitCode::from(EXIT_REFUSED) };
+        }
+    };
+    let environ = Environ::of_process();
+    let job = JobStep::of_process(&environ);
+    match dispatch(cli, environ, job.clone()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            report_once(job.as_ref(), &e);
+            ExitCode::from(e.code.exit())
+        }
+    }
+}
+
+/// Prints the error, unless another rank of this node says the same.
+fn report_once(job: Option<&JobStep>, e: &Error) {
+    let text = format!("hpc-launch: {e}\n");
+    if let Some(speaker) = once::speak(job, &text) {
+        let _ = std::io::stderr().write_all(text.as_bytes());
+        speaker.linger();
+    }
+}
+
+fn dispatch(cli: Cli, environ: Environ, job: Option<JobStep>) -> Result<()> {
+    match (cli.command, cli.image) {
+        (Some(Command::Config { json }), _) => show_config(&Config::load(&environ, None)?, json),
+        (Some(Command::Plan(mut args)), _) => {
+            // `plan IMAGE COMMAND --json`, as people type it; `--` keeps a --json of the command's.
+            let json = args.json || args.run.command.len() > 1 && args.run.command.pop_if(|a| a == "--json").is_some();
+            show_plan(&request(args.run, environ, job)?, json)
+        }
+        (None, Some(image)) => {
+            let run = Run { options: cli.options, image, command: cli.command_line };
+            match request(run, environ, job)?.run()? {}
+        }
+        (None, None) => Err(Error::new(Code::Usage, "neither image nor subcommand", "see hpc-launch --help")),
+    }
+}
+
+fn request(run: Run, environ: Environ, job: Option<JobStep>) -> Result<Request> {
+    let config = Config::load(&environ, Some(&run.options))?;
+    Ok(Request { image: run.image, command: run.command, config, environ, job })
+}
+
+/// Plans in this very process: its namespaces end with it, and nothing else has changed.
+fn show_plan(request: &Request, json: bool) -> Result<()> {
+    let plan = request.plan()?;
+    if json {
+        return print(&to_json(&plan)?);
+    }
+    print(&report::text(&plan))
+}
+
+fn show_config(config: &Config, json: bool) -> Result<()> {
+    if json {
+        return print(&to_json(config)?);
+    }
+    let mut out = String::new();
+    let mut line = |key: &str, value: String, origin: &config::Origin| {
+        out.push_str(&format!("{key:<15} {value:<30} # {origin}\n"));
+    };
+    for bind in &config.binds {
+        line("binds", bind.value.clone(), &bind.origin);
+    }
+    for pair in &config.env {
+        line("env", format!("{}={}", pair.value.0, pair.value.1), &pair.origin);
+    }
+    for pattern in &config.unset_env {
+        line("unset_env", pattern.value.clone(), &pattern.origin);
+    }
+    let path = |p: &Option<std::path::PathBuf>| p.as_ref().map_or("-".to_owned(), |p| p.display().to_string());
+    line("clean_env", config.clean_env.value.to_string(), &config.clean_env.origin);
+    line("home", config.home.value.to_string(), &config.home.origin);
+    line("writable_tmpfs", config.writable_tmpfs.value.to_string(), &config.writable_tmpfs.origin);
+    line("mpi", format!("{:?}", config.mpi.value).to_lowercase(), &config.mpi.origin);
+    line("workdir", path(&config.workdir.value), &config.workdir.origin);
+    line("squashfuse", path(&config.squashfuse.value), &config.squashfuse.origin);
+    line("verbose", config.verbose.value.to_string(), &config.verbose.origin);
+    if let Some(locked) = &config.locked {
+        line("locked", locked.value.join(", "), &locked.origin);
+    }
+    print(&out)
+}
+
+fn to_json(value: &impl serde::Serialize) -> Result<String> {
+    serde_json::to_string_pretty(value).map(|t| t + "\n").map_err(|e| Error::step("writing JSON", std::io::Error::other(e)))
+}
+
+fn print(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|e| Error::step("writing to standard output", e))
+}

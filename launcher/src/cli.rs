@@ -1,0 +1,113 @@
+//! The command line as typed. An image whose name is a subcommand's is reached as `./plan`.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Run one containerised MPI rank: put it between the launcher and the program.
+///
+///   mpirun -n 64 hpc-launch IMAGE ./solver
+#[derive(Parser, Debug)]
+#[command(
+    name = "hpc-launch",
+    version,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    disable_help_subcommand = true,
+    after_help = "Exit status: the program's own; 125 refused or failed before it ran, 126 not executable, 127 not found.\n\
+                  An image whose name is that of a subcommand is reached as ./NAME."
+)]
+pub struct Cli {
+    /// Without a subcommand: run.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// How to run.
+    #[command(flatten)]
+    pub options: Options,
+    /// A directory that holds a root file system, or a SquashFS file
+    #[arg(required = true)]
+    pub image: Option<PathBuf>,
+    /// The program inside the container, and its arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    pub command_line: Vec<OsString>,
+}
+
+/// Subcommands.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Print exactly what would be done, and do nothing
+    Plan(PlanArgs),
+    /// Print the configuration, and where each value comes from
+    Config {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Arguments of `plan`.
+#[derive(Args, Debug)]
+pub struct PlanArgs {
+    /// As JSON (also understood behind COMMAND)
+    #[arg(long)]
+    pub json: bool,
+    /// What would be run.
+    #[command(flatten)]
+    pub run: Run,
+}
+
+/// An image, a command and how to run it.
+#[derive(Args, Debug)]
+pub struct Run {
+    /// How.
+    #[command(flatten)]
+    pub options: Options,
+    /// A directory that holds a root file system, or a SquashFS file
+    pub image: PathBuf,
+    /// The program inside the container, and its arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    pub command: Vec<OsString>,
+}
+
+/// Which MPI to use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MpiMode {
+    /// The image's, and only if it can talk to the launcher
+    Auto,
+    /// The image's, whatever the checks say
+    Image,
+}
+
+/// Options of `run` and `plan`; `None` and empty mean: not given.
+#[derive(Args, Debug, Default)]
+pub struct Options {
+    /// Show the host's SRC inside, at DST if given; may be repeated
+    #[arg(long, short, value_name = "SRC[:DST[:ro]]")]
+    pub bind: Vec<OsString>,
+    /// Set a variable inside; may be repeated
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub env: Vec<OsString>,
+    /// Remove variables that match; may be repeated
+    #[arg(long, value_name = "GLOB")]
+    pub unset_env: Vec<String>,
+    /// Let in only what the launcher and MPI need of the host's environment
+    #[arg(long)]
+    pub clean_env: bool,
+    /// Start in this directory of the container
+    #[arg(long, short, value_name = "DIR")]
+    pub workdir: Option<PathBuf>,
+    /// Do not show the home directory
+    #[arg(long)]
+    pub no_home: bool,
+    /// Let ranks write to the root; what they write vanishes with the node's last rank
+    #[arg(long)]
+    pub writable_tmpfs: bool,
+    /// Which MPI to use
+    #[arg(long, value_enum, value_name = "MODE")]
+    pub mpi: Option<MpiMode>,
+    /// Say what is done, and why
+    #[arg(long, short)]
+    pub verbose: bool,
+}

@@ -1,0 +1,389 @@
+//! Settings in layers, each value knowing where it comes from:
+//! built-in < /etc/hpc-launch/config.toml < ~/.config/hpc-launch/config.toml < HPC_LAUNCH_* < flags.
+//!
+//! The site's file may lock keys: `locked = ["mpi"]`. A lower layer that sets a locked key to another
+//! value is refused. Lists (binds, env, unset_env) add up over the layers; the rest is replaced.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::cli::{MpiMode, Options};
+use crate::environ::Environ;
+use crate::error::{Code, Error, Result};
+
+/// The site's file.
+pub const SITE_FILE: &str = "/etc/hpc-launch/config.toml";
+
+/// Where a value comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Origin {
+    /// Nobody said anything.
+    BuiltIn,
+    /// A configuration file.
+    File(PathBuf),
+    /// An HPC_LAUNCH_ variable.
+    Variable(String),
+    /// The command line.
+    Flag(&'static str),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Origin::BuiltIn => f.write_str("built-in"),
+            Origin::File(path) => write!(f, "{}", path.display()),
+            Origin::Variable(name) => f.write_str(name),
+            Origin::Flag(flag) => f.write_str(flag),
+        }
+    }
+}
+
+/// A value and its origin.
+#[derive(Clone, Debug, Serialize)]
+pub struct Sourced<T> {
+    /// The value.
+    pub value: T,
+    /// Where it comes from.
+    pub origin: Origin,
+}
+
+impl<T> Sourced<T> {
+    fn built_in(value: T) -> Sourced<T> {
+        Sourced { value, origin: Origin::BuiltIn }
+    }
+}
+
+/// The settings in force.
+#[derive(Clone, Debug, Serialize)]
+pub struct Config {
+    /// `SRC[:DST[:ro]]`, each with its origin.
+    pub binds: Vec<Sourced<String>>,
+    /// Variables to set.
+    pub env: Vec<Sourced<(String, String)>>,
+    /// Patterns of variables to remove.
+    pub unset_env: Vec<Sourced<String>>,
+    /// Let in only what the launcher needs.
+    pub clean_env: Sourced<bool>,
+    /// Show the home directory.
+    pub home: Sourced<bool>,
+    /// Root with writes that vanish.
+    pub writable_tmpfs: Sourced<bool>,
+    /// Which MPI.
+    pub mpi: Sourced<MpiMode>,
+    /// Where to start inside.
+    pub workdir: Sourced<Option<PathBuf>>,
+    /// The program that mounts SquashFS for users.
+    pub squashfuse: Sourced<Option<PathBuf>>,
+    /// Say what is done.
+    pub verbose: Sourced<bool>,
+    /// Keys that only the site's file may set, and that file.
+    pub locked: Option<Sourced<Vec<String>>>,
+}
+
+/// A configuration file. Unknown keys are errors: a misspelt key must not be ignored.
+#[derive(Deserialize, Default, Debug)]
+#[serde(deny_unknown_fields, default)]
+struct FileLayer {
+    binds: Option<Vec<String>>,
+    env: Option<BTreeMap<String, String>>,
+    unset_env: Option<Vec<String>>,
+    clean_env: Option<bool>,
+    home: Option<bool>,
+    writable_tmpfs: Option<bool>,
+    mpi: Option<MpiMode>,
+    workdir: Option<PathBuf>,
+    squashfuse: Option<PathBuf>,
+    verbose: Option<bool>,
+    locked: Option<Vec<String>>,
+}
+
+const KEYS: &[&str] = &[
+    "binds", "env", "unset_env", "clean_env", "home", "writable_tmpfs", "mpi", "workdir", "squashfuse", "verbose",
+];
+
+impl Config {
+    fn built_in() -> Config {
+        Config {
+            binds: Vec::new(),
+            env: Vec::new(),
+            unset_env: Vec::new(),
+            clean_env: Sourced::built_in(false),
+            home: Sourced::built_in(true),
+            writable_tmpfs: Sourced::built_in(false),
+            mpi: Sourced::built_in(MpiMode::Auto),
+            workdir: Sourced::built_in(None),
+            squashfuse: Sourced::built_in(None),
+            verbose: Sourced::built_in(false),
+            locked: None,
+        }
+    }
+
+    /// All layers: files, variables, and the flags as typed.
+    pub fn load(environ: &Environ, options: Option<&Options>) -> Result<Config> {
+        let mut config = Config::built_in();
+        let site = PathBuf::from(SITE_FILE);
+        if let Some(layer) = read_file(&site)? {
+            config.apply(layer, &|_| Origin::File(site.clone()), true)?;
+        }
+        let user = environ
+            .get_os("XDG_CONFIG_HOME")
+            .map(PathBuf::from)
+            .filter(|p| p.is_absolute())
+            .or_else(|| Some(PathBuf::from(environ.get_os("HOME")?).join(".config")));
+        if let Some(user) = user.map(|u| u.join("hpc-launch/config.toml"))
+            && let Some(layer) = read_file(&user)?
+        {
+            config.apply(layer, &|_| Origin::File(user.clone()), false)?;
+        }
+        config.apply(variables(environ)?, &|key| Origin::Variable(variable(key)), false)?;
+        if let Some(options) = options {
+            config.apply(flags(options)?, &|key| Origin::Flag(flag(key)), false)?;
+        }
+        Ok(config)
+    }
+
+    fn apply(&mut self, layer: FileLayer, origin: &dyn Fn(&str) -> Origin, is_site: bool) -> Result<()> {
+        if let Some(locked) = layer.locked {
+            if !is_site {
+                return Err(invalid(&origin("locked"), "locked: only the site's file may lock keys"));
+            }
+            if let Some(bad) = locked.iter().find(|k| !KEYS.contains(&k.as_str())) {
+                return Err(invalid(&origin("locked"), &format!("locked: there is no key {bad:?}")));
+            }
+            self.locked = Some(Sourced { value: locked, origin: origin("locked") });
+        }
+        for bind in layer.binds.unwrap_or_default() {
+            self.check_lock("binds", false, &origin, is_site)?;
+            self.binds.push(Sourced { value: bind, origin: origin("binds") });
+        }
+        for pair in layer.env.unwrap_or_default() {
+            self.check_lock("env", false, &origin, is_site)?;
+            self.env.push(Sourced { value: pair, origin: origin("env") });
+        }
+        for pattern in layer.unset_env.unwrap_or_default() {
+            self.check_lock("unset_env", false, &origin, is_site)?;
+            self.unset_env.push(Sourced { value: pattern, origin: origin("unset_env") });
+        }
+        macro_rules! replace {
+            ($($key:ident $wrap:expr;)*) => { $(
+                if let Some(value) = layer.$key.map($wrap) {
+                    self.check_lock(stringify!($key), value == self.$key.value, &origin, is_site)?;
+                    self.$key = Sourced { value, origin: origin(stringify!($key)) };
+                }
+            )* };
+        }
+        replace! {
+            clean_env |v| v;
+            home |v| v;
+            writable_tmpfs |v| v;
+            mpi |v| v;
+            workdir Some;
+            squashfuse Some;
+            verbose |v| v;
+        }
+        Ok(())
+    }
+
+    fn check_lock(&self, key: &str, same: bool, origin: &dyn Fn(&str) -> Origin, is_site: bool) -> Result<()> {
+        match &self.locked {
+            Some(locked) if !is_site && !same && locked.value.iter().any(|k| k == key) => Err(Error::new(
+                Code::ConfigLocked,
+                format!("{} sets {key}, which {} locks", origin(key), locked.origin),
+                format!("leave {key} as the site sets it (`hpc-launch config` shows it), or ask its administrator"),
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn invalid(origin: &Origin, why: &str) -> Error {
+    Error::new(
+        Code::ConfigInvalid,
+        format!("{origin}: {why}"),
+        format!("keys are: {}, and locked (site's file only)", KEYS.join(", ")),
+    )
+}
+
+fn read_file(path: &Path) -> Result<Option<FileLayer>> {
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
+            return Ok(None);
+        }
+        Err(e) => {
+            return Err(Error::new(
+                Code::ConfigUnreadable,
+                format!("cannot read {}: {e}", path.display()),
+                "make the file readable, or remove it",
+            ));
+        }
+    };
+    let layer = toml::from_str(&text).map_err(|e| {
+        let (line, column) = e.span().map_or((0, 0), |span| place(&text, span.start));
+        invalid(
+            &Origin::File(path.to_owned()),
+            &format!("line {line}, column {column}: {}", e.message().trim_end()),
+        )
+    })?;
+    Ok(Some(layer))
+}
+
+/// Line and column, from 1, of a byte offset.
+fn place(text: &str, at: usize) -> (usize, usize) {
+    let before = &text.as_bytes()[..at.min(text.len())];
+    let line = before.iter().filter(|b| **b == b'\n').count() + 1;
+    let column = before.iter().rev().take_while(|b| **b != b'\n').count() + 1;
+    (line, column)
+}
+
+fn variable(key: &str) -> String {
+    format!("HPC_LAUNCH_{}", key.to_ascii_uppercase())
+}
+
+fn flag(key: &str) -> &'static str {
+    match key {
+        "binds" => "--bind",
+        "env" => "--env",
+        "unset_env" => "--unset-env",
+        "clean_env" => "--clean-env",
+        "home" => "--no-home",
+        "writable_tmpfs" => "--writable-tmpfs",
+        "mpi" => "--mpi",
+        "workdir" => "--workdir",
+        _ => "--verbose",
+    }
+}
+
+/// HPC_LAUNCH_BINDS and HPC_LAUNCH_UNSET_ENV are lists separated by commas; there is no variable for
+/// `env`: a variable that should be set inside can be set outside.
+fn variables(environ: &Environ) -> Result<FileLayer> {
+    let list = |key| {
+        environ.get(&variable(key)).map(|v| v.split(',').filter(|s| !s.is_empty()).map(String::from).collect())
+    };
+    let boolean = |key: &str| match environ.get(&variable(key)).as_deref() {
+        None | Some("") => Ok(None),
+        Some("1" | "true" | "yes") => Ok(Some(true)),
+        Some("0" | "false" | "no") => Ok(Some(false)),
+        Some(other) => {
+            Err(invalid(&Origin::Variable(variable(key)), &format!("{other:?} is neither true (1) nor false (0)")))
+        }
+    };
+    let mpi = match environ.get(&variable("mpi")).as_deref() {
+        None | Some("") => None,
+        Some("auto") => Some(MpiMode::Auto),
+        Some("image") => Some(MpiMode::Image),
+        Some(other) => {
+            return Err(invalid(&Origin::Variable(variable("mpi")), &format!("{other:?} is neither auto nor image")));
+        }
+    };
+    let path = |key| environ.get_os(&variable(key)).filter(|v| !v.is_empty()).map(PathBuf::from);
+    Ok(FileLayer {
+        binds: list("binds"),
+        unset_env: list("unset_env"),
+        clean_env: boolean("clean_env")?,
+        home: boolean("home")?,
+        writable_tmpfs: boolean("writable_tmpfs")?,
+        verbose: boolean("verbose")?,
+        mpi,
+        workdir: path("workdir"),
+        squashfuse: path("squashfuse"),
+        ..FileLayer::default()
+    })
+}
+
+fn flags(options: &Options) -> Result<FileLayer> {
+    let utf8 = |flag: &'static str, v: &std::ffi::OsString| {
+        v.to_str().map(String::from).ok_or_else(|| {
+            invalid(&Origin::Flag(flag), &format!("{} is not UTF-8", v.display()))
+        })
+    };
+    let mut env = BTreeMap::new();
+    for pair in &options.env {
+        let pair = utf8("--env", pair)?;
+        match pair.split_once('=') {
+            Some((name, value)) if !name.is_empty() => env.insert(name.to_owned(), value.to_owned()),
+            _ => {
+                return Err(Error::new(
+                    Code::Usage,
+                    format!("--env {pair}: there is no NAME=VALUE in it"),
+                    "write --env NAME=VALUE; to let a variable of the host in, nothing is needed without --clean-env",
+                ));
+            }
+        };
+    }
+    Ok(FileLayer {
+        binds: Some(options.bind.iter().map(|b| utf8("--bind", b)).collect::<Result<_>>()?),
+        env: Some(env),
+        unset_env: Some(options.unset_env.clone()),
+        clean_env: options.clean_env.then_some(true),
+        home: options.no_home.then_some(false),
+        writable_tmpfs: options.writable_tmpfs.then_some(true),
+        mpi: options.mpi,
+        workdir: options.workdir.clone(),
+        squashfuse: None,
+        verbose: options.verbose.then_some(true),
+        locked: None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layer(text: &str) -> FileLayer {
+        toml::from_str(text).unwrap()
+    }
+
+    #[test]
+    fn later_layers_replace_values_and_add_to_lists() {
+        let mut config = Config::built_in();
+        let site = |_: &str| Origin::File("/site".into());
+        config.apply(layer("binds = ['/scratch']\nhome = false\nmpi = 'image'"), &site, true).unwrap();
+        let user = |_: &str| Origin::File("/user".into());
+        config.apply(layer("binds = ['/data:/d:ro']\nhome = true"), &user, false).unwrap();
+        assert_eq!(config.binds.iter().map(|b| b.value.as_str()).collect::<Vec<_>>(), ["/scratch", "/data:/d:ro"]);
+        assert_eq!((config.home.value, config.home.origin.to_string()), (true, "/user".into()));
+        assert_eq!((config.mpi.value, config.mpi.origin.to_string()), (MpiMode::Image, "/site".into()));
+        assert_eq!(config.verbose.origin, Origin::BuiltIn);
+    }
+
+    #[test]
+    fn a_locked_key_keeps_its_value_and_says_who_locked_it() {
+        let mut config = Config::built_in();
+        let site = |_: &str| Origin::File("/site".into());
+        config.apply(layer("mpi = 'auto'\nlocked = ['mpi', 'binds']"), &site, true).unwrap();
+        let flag = |_: &str| Origin::Flag("--mpi");
+        config.apply(layer("mpi = 'auto'"), &flag, false).unwrap();
+        let e = config.apply(layer("mpi = 'image'"), &flag, false).unwrap_err();
+        assert_eq!(e.code, Code::ConfigLocked);
+        assert_eq!(e.what, "--mpi sets mpi, which /site locks");
+        assert!(config.apply(layer("binds = ['/x']"), &flag, false).is_err());
+        assert!(config.apply(layer("locked = ['env']"), &flag, false).is_err());
+    }
+
+    #[test]
+    fn a_bad_file_is_named_with_line_and_column() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.toml");
+        std::fs::write(&path, "home = true\nbinds = 7\n").unwrap();
+        let e = read_file(&path).unwrap_err();
+        assert!(e.what.contains("c.toml: line 2, column 9: "), "{}", e.what);
+        std::fs::write(&path, "hom = true\n").unwrap();
+        let e = read_file(&path).unwrap_err();
+        assert!(e.what.contains("line 1, column 1") && e.what.contains("hom"), "{}", e.what);
+    }
+
+    #[test]
+    fn variables_are_checked() {
+        let environ = Environ::from_pairs(&[("HPC_LAUNCH_BINDS", "/a,/b:/c"), ("HPC_LAUNCH_HOME", "0")]);
+        let layer = variables(&environ).unwrap();
+        assert_eq!(layer.binds.unwrap(), ["/a", "/b:/c"]);
+        assert_eq!(layer.home, Some(false));
+        let e = variables(&Environ::from_pairs(&[("HPC_LAUNCH_HOME", "maybe")])).unwrap_err();
+        assert!(e.what.starts_with("HPC_LAUNCH_HOME: \"maybe\""), "{}", e.what);
+    }
+}

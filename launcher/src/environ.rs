@@ -1,0 +1,46 @@
+//! The process's environment: the one module that reads it.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+
+/// A snapshot, ordered by name; values need not be UTF-8.
+#[derive(Clone, Debug, Default)]
+pub struct Environ(BTreeMap<OsString, OsString>);
+
+impl Environ {
+    /// This process's, now.
+    pub fn of_process() -> Environ {
+        Environ(std::env::vars_os().collect())
+    }
+
+    /// From pairs.
+    #[cfg(test)]
+    pub fn from_pairs(pairs: &[(&str, &str)]) -> Environ {
+        Environ(pairs.iter().map(|(k, v)| (k.into(), v.into())).collect())
+    }
+
+    /// A value, if set and UTF-8.
+    pub fn get(&self, name: &str) -> Option<String> {
+        self.0.get(OsStr::new(name))?.to_str().map(String::from)
+    }
+
+    /// A value, whatever its bytes.
+    pub fn get_os(&self, name: &str) -> Option<&OsStr> {
+        self.0.get(OsStr::new(name)).map(OsString::as_os_str)
+    }
+
+    /// Sets a value.
+    pub fn set(&mut self, name: impl Into<OsString>, value: impl Into<OsString>) {
+        self.0.insert(name.into(), value.into());
+    }
+
+    /// Removes a value.
+    pub fn remove(&mut self, name: &OsStr) {
+        self.0.remove(name);
+    }
+
+    /// All, ordered by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&OsStr, &OsStr)> {
+        self.0.iter().map(|(k, v)| (k.as_os_str(), v.as_os_str()))
+    }
+}

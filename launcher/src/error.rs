@@ -1,0 +1,143 @@
+//! The crate's one error type, and the catalogue of everything that can be refused: code, exit
+//! status, meaning. docs/FAILURES.md is checked against it.
+
+use std::fmt;
+use std::path::Path;
+
+/// Shorthand for results of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Refused, or failed before the program ran, as with docker, env and timeout.
+pub const EXIT_REFUSED: u8 = 125;
+/// The program was found and cannot be executed.
+pub const EXIT_NOT_EXECUTABLE: u8 = 126;
+/// The program was not found.
+pub const EXIT_NOT_FOUND: u8 = 127;
+
+macro_rules! catalogue {
+    ($($variant:ident $code:literal $exit:ident $meaning:literal;)*) => {
+        /// What went wrong, by kind.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Code {
+            $(#[doc = $meaning] $variant,)*
+        }
+
+        impl Code {
+            /// Every kind, in the catalogue's order.
+            #[cfg(test)]
+            pub const ALL: &[Code] = &[$(Code::$variant),*];
+
+            /// The name that messages and the documentation use.
+            pub fn name(self) -> &'static str {
+                match self { $(Code::$variant => $code),* }
+            }
+
+            /// The exit status.
+            pub fn exit(self) -> u8 {
+                match self { $(Code::$variant => $exit),* }
+            }
+
+            /// One sentence for the catalogue.
+            #[cfg(test)]
+            pub fn meaning(self) -> &'static str {
+                match self { $(Code::$variant => $meaning),* }
+            }
+        }
+    };
+}
+
+catalogue! {
+    Usage "usage" EXIT_REFUSED "The command line cannot be understood.";
+    ConfigUnreadable "config-unreadable" EXIT_REFUSED "A configuration file exists and cannot be read.";
+    ConfigInvalid "config-invalid" EXIT_REFUSED "A configuration file, HPC_LAUNCH_ variable or flag holds something that is no valid value.";
+    ConfigLocked "config-locked" EXIT_REFUSED "A setting that the site's administrator has locked was given another value.";
+    ImageMissing "image-missing" EXIT_REFUSED "There is nothing at the image's path.";
+    ImageUnreadable "image-unreadable" EXIT_REFUSED "The image exists and may not be read.";
+    ImageUnknown "image-unknown" EXIT_REFUSED "The file is not an image of a kind that can be run.";
+    ImageDamaged "image-damaged" EXIT_REFUSED "The image is truncated or its headers contradict themselves.";
+    ImageLayout "image-layout" EXIT_REFUSED "The image's directory tree cannot carry a sandbox: link loops, or a file where a directory is needed.";
+    DirectoryTooWide "directory-too-wide" EXIT_REFUSED "A mount point must be made in a directory of the image with too many entries to lay out anew.";
+    SquashfuseMissing "squashfuse-missing" EXIT_REFUSED "Only squashfuse can mount the image here, and it is not installed.";
+    FuseClosed "fuse-closed" EXIT_REFUSED "Only FUSE can mount the image here, and /dev/fuse may not be opened.";
+    SquashfsMount "squashfs-mount" EXIT_REFUSED "Mounting the SquashFS image failed.";
+    UserNamespace "user-namespace" EXIT_REFUSED "This user may not make a user namespace here.";
+    Mount "mount" EXIT_REFUSED "A mount, or another step of building the sandbox, failed.";
+    BindSource "bind-source" EXIT_REFUSED "The host's side of a bind does not exist or may not be opened.";
+    BindTarget "bind-target" EXIT_REFUSED "The container's side of a bind cannot be used.";
+    SandboxBusy "sandbox-busy" EXIT_REFUSED "Another rank of this job is building the sandbox and does not finish.";
+    LockForeign "lock-foreign" EXIT_REFUSED "Another user's process holds the name under which this job's ranks meet.";
+    PmiMismatch "pmi-mismatch" EXIT_REFUSED "The launcher and the program's MPI cannot talk to each other: every rank would be a job of one.";
+    ProgramNotFound "program-not-found" EXIT_NOT_FOUND "The command does not exist inside the container.";
+    ProgramNotExecutable "program-not-executable" EXIT_NOT_EXECUTABLE "The command exists and is not executable.";
+    InterpreterMissing "interpreter-missing" EXIT_NOT_EXECUTABLE "The command's interpreter (of its #! line, or its dynamic loader) is not in the container.";
+    WrongArchitecture "wrong-architecture" EXIT_NOT_EXECUTABLE "The command is a program for another machine.";
+    Exec "exec" EXIT_NOT_EXECUTABLE "The kernel refused to execute the command.";
+}
+
+/// A refusal: what was tried on which path, why it failed, and what to do.
+#[derive(Debug, Clone)]
+pub struct Error {
+    /// Its kind.
+    pub code: Code,
+    /// What was tried, on which path, and why it failed.
+    pub what: String,
+    /// What to do.
+    pub cure: String,
+}
+
+impl Error {
+    /// A refusal of this kind.
+    pub fn new(code: Code, what: impl Into<String>, cure: impl Into<String>) -> Error {
+        Error { code, what: what.into(), cure: cure.into() }
+    }
+
+    /// A system call of the sandbox's construction that failed.
+    pub fn step(what: impl fmt::Display, e: impl Into<std::io::Error>) -> Error {
+        let e = e.into();
+        Error::new(
+            Code::Mount,
+            format!("{what}: {e}"),
+            "run `hpc-launch plan` with the same arguments to see every step; if the step should be allowed, \
+             look for a security module (AppArmor, SELinux) or seccomp filter that forbids it",
+        )
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "[{}] {}", self.code.name(), self.what)?;
+        if !self.cure.is_empty() {
+            write!(f, "\n  what to do: {}", self.cure)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// An error inside the image: its tree is at fault, not the host.
+pub fn in_image(image: &Path) -> impl Fn(abi_probe::Error) -> Error + '_ {
+    move |e| {
+        Error::new(
+            Code::ImageLayout,
+            format!("in the image {}: {e}", image.display()),
+            "repair the image; paths are followed inside it only, as the container will see them",
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_documentation_lists_every_code_with_its_status_and_meaning() {
+        let doc = include_str!("../../docs/FAILURES.md");
+        for code in Code::ALL {
+            let row = format!("| `{}` | {} | {} |", code.name(), code.exit(), code.meaning());
+            assert!(doc.contains(&row), "docs/FAILURES.md lacks this row:\n{row}");
+        }
+        let rows = doc.lines().filter(|l| l.starts_with("| `")).count();
+        assert_eq!(rows, Code::ALL.len(), "docs/FAILURES.md has rows for codes that do not exist");
+    }
+}

@@ -1,0 +1,274 @@
+//! The environment and working directory that an image brings along.
+//!
+//! Read, in this order, later ones winning: `config.json` beside a root file system (an OCI runtime
+//! bundle or an OCI image configuration), `/ch/environment` (Charliecloud), `/.singularity.d/env/*.sh`
+//! (Singularity, Apptainer: shell, of which assignments are understood; what is not is said).
+
+use std::path::{Path, PathBuf};
+
+use abi_probe::rootfs::{Kind as FileKind, Lookup, View};
+use serde::{Deserialize, Serialize};
+
+use super::{Image, Kind};
+use crate::error::{Result, in_image};
+
+/// No environment file is as large.
+const MAX_FILE: u64 = 1 << 20;
+const MAX_SCRIPTS: usize = 256;
+
+/// What the image says of how its programs want to run.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageEnvironment {
+    /// Variables, in order.
+    pub env: Vec<(String, String)>,
+    /// Its working directory.
+    pub workdir: Option<PathBuf>,
+    /// Lines that were not understood, with their file.
+    pub notes: Vec<String>,
+}
+
+impl ImageEnvironment {
+    /// Reads it from the image in `view`.
+    pub fn read(image: &Image, view: &View) -> Result<ImageEnvironment> {
+        let mut found = ImageEnvironment::default();
+        if image.kind == Kind::Directory {
+            found.config_json(&image.path);
+        }
+        let text = |path: &Path| -> Result<Option<String>> {
+            let bytes = view.read(path, MAX_FILE).map_err(in_image(&image.given))?;
+            Ok(bytes.map(|b| String::from_utf8_lossy(&b).into_owned()))
+        };
+        if let Some(text) = text(Path::new("/ch/environment"))? {
+            found.charliecloud(&text);
+        }
+        let dir = Path::new("/.singularity.d/env");
+        if let Lookup::Exists(entry) = view.lookup(dir).map_err(in_image(&image.given))?
+            && entry.kind == FileKind::Directory
+        {
+            let (mut names, more) = view.list(&entry, MAX_SCRIPTS).map_err(in_image(&image.given))?;
+            if more {
+                found.notes.push(format!("{}: only {MAX_SCRIPTS} files are read", dir.display()));
+            }
+            names.sort();
+            for name in names.iter().filter(|n| n.as_encoded_bytes().ends_with(b".sh")) {
+                let path = dir.join(name);
+                if let Some(text) = text(&path)? {
+                    found.shell(&path, &text);
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    fn set(&mut self, name: &str, value: String) {
+        self.env.retain(|(n, _)| n != name);
+        self.env.push((name.to_owned(), value));
+    }
+
+    fn get(&self, name: &str) -> &str {
+        self.env.iter().find(|(n, _)| n == name).map_or("", |(_, v)| v)
+    }
+
+    /// `config.json` in the directory that holds the root file system.
+    fn config_json(&mut self, root: &Path) {
+        #[derive(Deserialize)]
+        struct Bundle {
+            process: Option<Process>,
+            root: Option<Root>,
+            config: Option<ImageConfig>,
+        }
+        #[derive(Deserialize)]
+        struct Process {
+            #[serde(default)]
+            env: Vec<String>,
+            cwd: Option<PathBuf>,
+        }
+        #[derive(Deserialize)]
+        struct Root {
+            path: PathBuf,
+        }
+        #[derive(Deserialize)]
+        struct ImageConfig {
+            #[serde(rename = "Env", default)]
+            env: Vec<String>,
+            #[serde(rename = "WorkingDir")]
+            workdir: Option<PathBuf>,
+        }
+        let Some(parent) = root.parent() else { return };
+        let path = parent.join("config.json");
+        let Ok(meta) = std::fs::metadata(&path) else { return };
+        if !meta.is_file() || meta.len() > MAX_FILE {
+            return;
+        }
+        let Ok(text) = std::fs::read(&path) else { return };
+        let Ok(bundle) = serde_json::from_slice::<Bundle>(&text) else {
+            self.notes.push(format!("{} is not OCI configuration and is ignored", path.display()));
+            return;
+        };
+        // A runtime bundle names its root: another root beside it is none of its business.
+        let ours = bundle.root.is_none_or(|r| parent.join(r.path) == root);
+        let (env, workdir) = match (bundle.process, bundle.config) {
+            (Some(p), _) if ours => (p.env, p.cwd),
+            (None, Some(c)) => (c.env, c.workdir),
+            _ => return,
+        };
+        for pair in env {
+            if let Some((name, value)) = pair.split_once('=') {
+                self.set(name, value.to_owned());
+            }
+        }
+        self.workdir = workdir.filter(|w| w.is_absolute());
+    }
+
+    /// `NAME=VALUE` lines, single quotes around the value removed (ch-run(1), --set-env).
+    fn charliecloud(&mut self, text: &str) {
+        for line in text.lines().filter(|l| !l.is_empty() && !l.starts_with('#')) {
+            match line.split_once('=') {
+                Some((name, value)) if is_name(name) => {
+                    let value = value.strip_prefix('\'').and_then(|v| v.strip_suffix('\'')).unwrap_or(value);
+                    self.set(name, value.to_owned());
+                }
+                _ => self.notes.push(format!("/ch/environment: not understood: {line}")),
+            }
+        }
+    }
+
+    /// `export NAME=VALUE`, `NAME=VALUE` and `export NAME`, with quotes, `$NAME`, `${NAME}` and
+    /// `${NAME:-default}`.
+    fn shell(&mut self, path: &Path, text: &str) {
+        for line in text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#')) {
+            let rest = line.strip_prefix("export ").unwrap_or(line).trim();
+            if is_name(rest) {
+                continue;
+            }
+            let parsed = rest
+                .split_once('=')
+                .filter(|(name, _)| is_name(name))
+                .and_then(|(name, word)| Some((name, self.word(word, 0)?)));
+            match parsed {
+                Some((name, value)) => self.set(name, value),
+                None => self.notes.push(format!("{}: not understood: {line}", path.display())),
+            }
+        }
+    }
+
+    /// One shell word, expanded; `None` when it holds anything else than quotes and variables.
+    fn word(&self, word: &str, depth: usize) -> Option<String> {
+        if depth > 8 {
+            return None;
+        }
+        let mut out = String::new();
+        let mut chars = word.char_indices().peekable();
+        let mut double = false;
+        while let Some((at, c)) = chars.next() {
+            match c {
+                '"' => double = !double,
+                '\'' if !double => {
+                    let end = word[at + 1..].find('\'')? + at + 1;
+                    out.push_str(&word[at + 1..end]);
+                    while chars.next_if(|(i, _)| *i <= end).is_some() {}
+                }
+                '\\' => out.push(chars.next()?.1),
+                '$' => {
+                    let tail = &word[at + 1..];
+                    let (value, used) = self.variable(tail, depth)?;
+                    out.push_str(&value);
+                    while chars.next_if(|(i, _)| *i < at + 1 + used).is_some() {}
+                }
+                ';' if !double => return word[at + 1..].trim().is_empty().then_some(out),
+                '#' | ' ' | '\t' if !double => {
+                    return word[at..].trim_start().strip_prefix('#').map_or_else(|| word[at..].trim().is_empty(), |_| true).then_some(out);
+                }
+                '`' | '&' | '|' | '<' | '>' | '(' | ')' => return None,
+                c => out.push(c),
+            }
+        }
+        (!double).then_some(out)
+    }
+
+    /// The value of the variable reference that follows a `$`, and its length.
+    fn variable(&self, tail: &str, depth: usize) -> Option<(String, usize)> {
+        if let Some(braced) = tail.strip_prefix('{') {
+            let mut level = 1;
+            let end = braced.char_indices().find_map(|(i, c)| {
+                match c {
+                    '{' => level += 1,
+                    '}' => level -= 1,
+                    _ => {}
+                }
+                (level == 0).then_some(i)
+            })?;
+            let inner = &braced[..end];
+            let (name, default) = match inner.split_once(":-").or_else(|| inner.split_once('-')) {
+                Some((name, default)) => (name, self.word(default, depth + 1)?),
+                None => (inner, String::new()),
+            };
+            if !is_name(name) {
+                return None;
+            }
+            let value = self.get(name);
+            return Some((if value.is_empty() { default } else { value.to_owned() }, end + 2));
+        }
+        let len = tail.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).unwrap_or(tail.len());
+        is_name(&tail[..len]).then(|| (self.get(&tail[..len]).to_owned(), len))
+    }
+}
+
+fn is_name(name: &str) -> bool {
+    !name.is_empty()
+        && !name.starts_with(|c: char| c.is_ascii_digit())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(text: &str) -> ImageEnvironment {
+        let mut e = ImageEnvironment::default();
+        e.set("PATH", "/bin".into());
+        e.shell(Path::new("/env.sh"), text);
+        e
+    }
+
+    #[test]
+    fn shell_assignments_as_apptainer_writes_them() {
+        let e = shell(concat!(
+            "#!/bin/sh\n# comment\nexport PATH=\"/opt/bin:$PATH\"\n",
+            "export A=\"${A:-\"one\"}\"\nB='two $PATH'; \nexport B\nC=${PATH}/x # why\nD=a\\ b\n",
+        ));
+        let get = |n| e.get(n).to_owned();
+        assert_eq!((get("PATH"), get("A")), ("/opt/bin:/bin".into(), "one".into()));
+        assert_eq!((get("B"), get("C"), get("D")), ("two $PATH".into(), "/opt/bin:/bin/x".into(), "a b".into()));
+        assert!(e.notes.is_empty(), "{:?}", e.notes);
+    }
+
+    #[test]
+    fn what_is_not_understood_is_said_and_never_run() {
+        let e = shell("export X=$(id)\nif true; then\nY=`id`\nZ=\"open\n9=1\n");
+        assert_eq!(e.env.len(), 1, "{:?}", e.env);
+        assert_eq!(e.notes.len(), 5);
+        assert_eq!(e.notes[0], "/env.sh: not understood: export X=$(id)");
+    }
+
+    #[test]
+    fn charliecloud_lines() {
+        let mut e = ImageEnvironment::default();
+        e.charliecloud("A=1\nB='x y'\nnonsense\n");
+        assert_eq!(e.env, [("A".into(), "1".into()), ("B".into(), "x y".into())]);
+        assert_eq!(e.notes, ["/ch/environment: not understood: nonsense"]);
+    }
+
+    #[test]
+    fn a_bundles_config_counts_for_its_own_root_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let json = r#"{"root":{"path":"rootfs"},"process":{"env":["A=1"],"cwd":"/work"}}"#;
+        std::fs::write(dir.path().join("config.json"), json).unwrap();
+        let mut e = ImageEnvironment::default();
+        e.config_json(&dir.path().join("rootfs"));
+        assert_eq!((e.get("A"), e.workdir.as_deref()), ("1", Some(Path::new("/work"))));
+        let mut e = ImageEnvironment::default();
+        e.config_json(&dir.path().join("other"));
+        assert_eq!(e, ImageEnvironment::default());
+    }
+}

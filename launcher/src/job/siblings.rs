@@ -1,0 +1,192 @@
+//! The other ranks of this node, found in the process tree: a registry that is always true and that
+//! nobody has to clean up.
+//!
+//! The launcher's daemon is the nearest ancestor that does not carry this rank's own variables (a
+//! wrapper script does). Its descendants are the ranks. A rank whose root holds our mark is in the
+//! sandbox that we look for. proc(5): /proc/PID/task/TID/children, /proc/PID/environ, /proc/PID/root.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use abi_probe::rootfs::View;
+use nix::fcntl::{AT_FDCWD, OFlag, openat, readlinkat};
+use nix::sys::stat::Mode;
+
+use super::{JobStep, Mark};
+
+/// Deeper wrappers than these are not followed.
+const MAX_DEPTH: usize = 8;
+/// More processes below one daemon than any node has ranks.
+const MAX_VISITS: usize = 16384;
+/// Where a sandbox says whose it is, inside.
+pub const MARK_DIRECTORY: &str = "/run/hpc-launch";
+/// The link in that directory whose text is the mark.
+pub const MARK_LINK: &str = "mark";
+
+/// The namespaces of a sandbox that a living sibling is in.
+pub struct Namespaces {
+    /// Its user namespace; none when the sandbox was made by root.
+    pub user: Option<OwnedFd>,
+    /// Its mount namespace.
+    pub mount: OwnedFd,
+}
+
+/// What a search found.
+pub enum Found {
+    /// The very sandbox.
+    Sandbox(Namespaces),
+    /// Another sandbox of the same step: its user namespace is ours too.
+    SameStep(Namespaces),
+    /// Nothing.
+    None,
+}
+
+/// The nearest ancestor whose environment lacks this rank's own variables, and its start time.
+pub fn daemon(identity: &[(String, String)]) -> Option<(i32, u64)> {
+    let mut pid = nix::unistd::getppid().as_raw();
+    for _ in 0..MAX_DEPTH {
+        if pid <= 1 || !carries(pid, identity) {
+            break;
+        }
+        match stat(pid) {
+            Some((ppid, _)) if ppid > 1 => pid = ppid,
+            _ => break,
+        }
+    }
+    let (_, start) = stat(pid)?;
+    Some((pid, start))
+}
+
+/// Whether the process started with every one of these variables. One that may not be read (root's
+/// slurmstepd) is no wrapper of ours.
+fn carries(pid: i32, identity: &[(String, String)]) -> bool {
+    let Ok(environ) = std::fs::read(format!("/proc/{pid}/environ")) else { return false };
+    identity.iter().all(|(name, value)| {
+        environ.split(|b| *b == 0).any(|v| {
+            v.strip_prefix(name.as_bytes()).and_then(|v| v.strip_prefix(b"=")) == Some(value.as_bytes())
+        })
+    })
+}
+
+/// Parent and start time (fields 4 and 22 of /proc/PID/stat; the name before may hold anything).
+fn stat(pid: i32) -> Option<(i32, u64)> {
+    let mut text = Vec::with_capacity(512);
+    File::open(format!("/proc/{pid}/stat")).ok()?.take(4096).read_to_end(&mut text).ok()?;
+    let text = String::from_utf8_lossy(&text).into_owned();
+    let mut fields = text[text.rfind(')')? + 1..].split_ascii_whitespace();
+    let ppid = fields.nth(1)?.parse().ok()?;
+    let start = fields.nth(17)?.parse().ok()?;
+    Some((ppid, start))
+}
+
+/// Looks below the daemon for a living process in the sandbox with this mark.
+pub fn find(step: &JobStep, mark: &Mark) -> Found {
+    let me = nix::unistd::getpid().as_raw();
+    let mut same_step = Found::None;
+    // Without CONFIG_PROC_CHILDREN every process is asked.
+    let mut level = children(step.daemon.0).unwrap_or_else(all_processes);
+    let mut visits = 0;
+    for _ in 0..MAX_DEPTH {
+        let mut below = Vec::new();
+        for pid in level {
+            visits += 1;
+            if pid == me || visits > MAX_VISITS {
+                continue;
+            }
+            match mark_of(pid) {
+                Some(found) if found == *mark => {
+                    if let Some(namespaces) = namespaces(pid) {
+                        return Found::Sandbox(namespaces);
+                    }
+                }
+                Some(found) if found.step == mark.step && matches!(same_step, Found::None) => {
+                    if let Some(namespaces) = namespaces(pid) {
+                        same_step = Found::SameStep(namespaces);
+                    }
+                }
+                Some(_) => {}
+                None => below.push(pid),
+            }
+        }
+        level = below.into_iter().flat_map(|pid| children(pid).unwrap_or_default()).collect();
+        if level.is_empty() {
+            break;
+        }
+    }
+    same_step
+}
+
+/// Children of every thread (orted forks from several); `None` where the kernel keeps no such list.
+fn children(pid: i32) -> Option<Vec<i32>> {
+    let mut found = None;
+    for task in std::fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten() {
+        if let Ok(list) = std::fs::read_to_string(task.path().join("children")) {
+            let pids = list.split_ascii_whitespace().filter_map(|c| c.parse::<i32>().ok());
+            found.get_or_insert_with(Vec::new).extend(pids);
+        }
+    }
+    found
+}
+
+fn all_processes() -> Vec<i32> {
+    std::fs::read_dir("/proc")
+        .map(|dir| dir.filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok()).collect())
+        .unwrap_or_default()
+}
+
+/// The mark in a process's root, resolved as that process would.
+fn mark_of(pid: i32) -> Option<Mark> {
+    let view = View::open(Path::new(&format!("/proc/{pid}/root"))).ok()?;
+    let dir = view.find(Path::new(MARK_DIRECTORY)).ok()??;
+    let text = readlinkat(dir.fd()?, MARK_LINK).ok()?;
+    let (step, sandbox) = text.to_str()?.split_once('.')?;
+    Some(Mark { step: step.to_owned(), sandbox: sandbox.to_owned() })
+}
+
+/// Opens the namespaces of a process, through one handle on it: its number may be another's by now.
+fn namespaces(pid: i32) -> Option<Namespaces> {
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+    let dir = openat(AT_FDCWD, format!("/proc/{pid}/ns").as_str(), flags | OFlag::O_DIRECTORY, Mode::empty()).ok()?;
+    let mount = openat(&dir, "mnt", flags, Mode::empty()).ok()?;
+    let user = match crate::sandbox::namespace::same_user_namespace(&dir) {
+        true => None,
+        false => Some(openat(&dir, "user", flags, Mode::empty()).ok()?),
+    };
+    Some(Namespaces { user, mount })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_own_line_of_stat_is_read() {
+        let (ppid, start) = stat(nix::unistd::getpid().as_raw()).unwrap();
+        assert_eq!(ppid, nix::unistd::getppid().as_raw());
+        assert!(start > 0);
+    }
+
+    #[test]
+    fn a_wrapper_that_carries_the_ranks_variables_is_passed_over() {
+        // This test's parent does not have the variable: it is the daemon.
+        let (pid, _) = daemon(&[("HPC_LAUNCH_TEST_NOBODY_HAS_THIS".into(), "1".into())]).unwrap();
+        assert_eq!(pid, nix::unistd::getppid().as_raw());
+        let path = std::env::var("PATH").unwrap();
+        // … and every ancestor has our PATH, or the walk ends somewhere above.
+        if let Some((pid, _)) = daemon(&[("PATH".into(), path)]) {
+            assert!(pid > 0);
+        }
+    }
+
+    #[test]
+    fn children_are_seen_and_have_no_mark() {
+        let mut child = std::process::Command::new("/bin/sleep").arg("10").spawn().unwrap();
+        let pid = child.id() as i32;
+        assert!(children(nix::unistd::getpid().as_raw()).unwrap().contains(&pid));
+        assert_eq!(mark_of(pid), None);
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}

@@ -1,0 +1,506 @@
+//! From what is wanted to the steps that lead there. Looks, and changes nothing.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use abi_probe::rootfs::{Entry, Kind, Lookup, View};
+
+use super::table::{self, Need};
+use super::{Make, Relay, Step};
+use crate::config::{Config, Sourced};
+use crate::environ::Environ;
+use crate::error::{Code, Error, Result, in_image};
+use crate::image::Image;
+
+/// Up to so many entries of a directory are bound one by one: each costs about 17 µs with its end, an
+/// overlay 70 µs.
+const FEW_ENTRIES: usize = 4;
+/// At the root more: an overlay there would lie under every file that the program opens.
+const FEW_AT_THE_ROOT: usize = 64;
+/// Where overlays are not to be had, up to so many are.
+const MANY_ENTRIES: usize = 4096;
+
+/// How seriously something is wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Weight {
+    /// The user or the site asked for it: problems are errors.
+    Asked(String),
+    /// No sandbox without it.
+    Required,
+    /// Left out, with a note, when it cannot be.
+    IfPossible,
+}
+
+/// Something of the host that should be visible inside.
+#[derive(Clone, Debug)]
+struct Want {
+    source: PathBuf,
+    at: PathBuf,
+    read_only: bool,
+    why: String,
+    weight: Weight,
+}
+
+/// The host's objects that will be bound, opened before anything is mounted over them.
+#[derive(Default)]
+pub struct Sources {
+    /// By the handles of [`Step::Bind`].
+    pub handles: Vec<Rc<OwnedFd>>,
+    wanted: Vec<(Want, usize, Kind, (u64, u64))>,
+}
+
+/// Facts about this process and host that the plan depends on.
+pub struct Facts<'a> {
+    /// The user.
+    pub uid: u32,
+    /// The working directory outside, if it has a path.
+    pub cwd: Option<PathBuf>,
+    /// The environment outside.
+    pub environ: &'a Environ,
+    /// Whether overlays can be mounted (root, or Linux 5.11).
+    pub overlays: bool,
+}
+
+/// Steps and what a person should know about them.
+#[derive(Default)]
+pub struct Layout {
+    /// Relays, tmpfs and binds, in order.
+    pub steps: Vec<Step>,
+    /// What was left out.
+    pub notes: Vec<String>,
+}
+
+/// Collects what is wanted.
+fn wants(config: &Config, facts: &Facts) -> Result<Vec<Want>> {
+    let mut wants = Vec::new();
+    let mut same = |path: PathBuf, why: &str, weight: Weight| {
+        wants.push(Want { source: path.clone(), at: path, read_only: false, why: why.to_owned(), weight });
+    };
+    let row = |row: &table::Row| match row.need {
+        Need::Required => Weight::Required,
+        Need::IfThere => Weight::IfPossible,
+    };
+    for r in table::DIRECTORIES.iter().chain(table::RUNTIME) {
+        same(r.path.into(), r.why, row(r));
+    }
+    same(format!("/run/user/{}", facts.uid).into(), "the user's runtime directory", Weight::IfPossible);
+    for (variable, why) in pmi_shim::passthrough::DIRECTORIES {
+        if let Some(path) = facts.environ.get_os(variable).map(PathBuf::from).filter(|p| p.is_absolute()) {
+            same(path, &format!("{why} ({variable})"), Weight::IfPossible);
+        }
+    }
+    if config.home.value
+        && let Some(home) = facts.environ.get_os("HOME").map(PathBuf::from)
+        && home.is_absolute()
+        && home != Path::new("/")
+    {
+        same(home, "the home directory", Weight::IfPossible);
+    }
+    if let Some(cwd) = &facts.cwd
+        && cwd != Path::new("/")
+        && !table::OF_THE_IMAGE.iter().any(|d| cwd.starts_with(d))
+    {
+        same(cwd.clone(), "the working directory", Weight::IfPossible);
+    }
+    for r in table::FILES {
+        same(r.path.into(), r.why, row(r));
+    }
+    for bind in &config.binds {
+        wants.push(parse_bind(bind)?);
+    }
+    Ok(wants)
+}
+
+/// `SRC[:DST[:ro]]`.
+fn parse_bind(bind: &Sourced<String>) -> Result<Want> {
+    let bad = |why: &str| {
+        Error::new(
+            Code::Usage,
+            format!("bind {:?} ({}): {why}", bind.value, bind.origin),
+            "write SRC, SRC:DST or SRC:DST:ro, with an absolute DST",
+        )
+    };
+    let mut parts = bind.value.split(':');
+    let source = parts.next().filter(|s| !s.is_empty()).ok_or_else(|| bad("SRC is empty"))?;
+    let target = parts.next().filter(|s| !s.is_empty());
+    let read_only = match parts.next() {
+        None | Some("rw") => false,
+        Some("ro") => true,
+        Some(other) => return Err(bad(&format!("{other:?} is neither ro nor rw"))),
+    };
+    if parts.next().is_some() {
+        return Err(bad("more than three parts"));
+    }
+    let source = std::path::absolute(source).map_err(|e| bad(&e.to_string()))?;
+    let at = target.map_or_else(|| source.clone(), PathBuf::from);
+    if !at.is_absolute() {
+        return Err(bad("DST is not absolute"));
+    }
+    let why = format!("asked for ({})", bind.origin);
+    Ok(Want { source, at, read_only, weight: Weight::Asked(bind.origin.to_string()), why })
+}
+
+impl Sources {
+    /// Opens everything that is wanted and there. To be called in the mount namespace in which the binds
+    /// will be made: the kernel binds only what lies in it.
+    pub fn open(config: &Config, facts: &Facts) -> Result<Sources> {
+        let mut sources = Sources::default();
+        for want in wants(config, facts)? {
+            let opened = File::options()
+                .read(true)
+                .custom_flags(libc::O_PATH | libc::O_CLOEXEC)
+                .open(&want.source)
+                .and_then(|f| f.metadata().map(|m| (f, m)));
+            let (file, meta) = match (opened, &want.weight) {
+                (Ok(opened), _) => opened,
+                (Err(_), Weight::IfPossible) => continue,
+                (Err(e), weight) => {
+                    let (origin, cure) = match weight {
+                        Weight::Asked(origin) => {
+                            (format!(" ({origin})"), "correct the path, or make it on this node; every node of the job needs it")
+                        }
+                        _ => (String::new(), "this host is set up unusually: every sandbox shows it"),
+                    };
+                    return Err(Error::new(
+                        Code::BindSource,
+                        format!("cannot bind {}{origin}: {e}", want.source.display()),
+                        cure,
+                    ));
+                }
+            };
+            let kind = match meta.is_dir() {
+                true => Kind::Directory,
+                false => Kind::File,
+            };
+            let handle = sources.handles.len();
+            sources.handles.push(Rc::new(file.into()));
+            sources.wanted.push((want, handle, kind, (meta.dev(), meta.ino())));
+        }
+        Ok(sources)
+    }
+}
+
+/// Who will make the entries of a directory that does not exist yet.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Maker {
+    Relay(PathBuf),
+    Run,
+}
+
+struct Planner<'a> {
+    view: &'a mut View,
+    image: &'a Image,
+    /// Made directories, and who makes them.
+    made: Vec<(PathBuf, Maker)>,
+    makes: BTreeMap<Maker, Vec<Make>>,
+    run: PathBuf,
+    binds: Vec<Step>,
+    notes: Vec<String>,
+}
+
+/// Plans the sandbox's inside. `view` is the image alone; afterwards it is what the program will see.
+pub fn layout(view: &mut View, image: &Image, writable: bool, facts: &Facts, sources: &Sources) -> Result<Layout> {
+    let mut planner = Planner {
+        view,
+        image,
+        made: Vec::new(),
+        makes: BTreeMap::new(),
+        run: PathBuf::new(),
+        binds: Vec::new(),
+        notes: Vec::new(),
+    };
+    planner.run_directory()?;
+    for (want, handle, kind, id) in &sources.wanted {
+        planner.bind(want, *handle, *kind, *id, &sources.handles[*handle])?;
+    }
+    planner.finish(writable, facts.overlays)
+}
+
+impl Planner<'_> {
+    fn run_directory(&mut self) -> Result<()> {
+        let entry = match self.view.lookup(Path::new(table::RUN)).map_err(in_image(&self.image.given))? {
+            Lookup::Exists(entry) => {
+                if entry.kind != Kind::Directory || entry.path == Path::new("/") {
+                    return Err(self.bad_layout(&format!(
+                        "{} leads to {}, which is {}",
+                        table::RUN,
+                        entry.path.display(),
+                        if entry.kind == Kind::Directory { "the root itself" } else { entry.kind.article() },
+                    )));
+                }
+                entry.path
+            }
+            Lookup::Missing { parent, rest } => {
+                self.make(&parent, &rest, true).ok_or_else(|| self.bad_layout("/run cannot be made"))?
+            }
+        };
+        self.view.lay_empty(&entry);
+        self.made.push((entry.clone(), Maker::Run));
+        self.run = entry;
+        self.makes.entry(Maker::Run).or_default();
+        Ok(())
+    }
+
+    fn bad_layout(&self, why: &str) -> Error {
+        Error::new(
+            Code::ImageLayout,
+            format!("in the image {}: {why}", self.image.given.display()),
+            "repair the image: hpc-launch needs /run, /dev, /proc, /sys and /tmp to be directories, or to be missing",
+        )
+    }
+
+    fn bind(&mut self, want: &Want, handle: usize, kind: Kind, id: (u64, u64), source: &Rc<OwnedFd>) -> Result<()> {
+        let at = match self.target(want, kind, id) {
+            Ok(Some(at)) => at,
+            Ok(None) => return Ok(()),
+            Err(why) => {
+                let what = format!("{} cannot be shown at {}: {why}", want.source.display(), want.at.display());
+                return match &want.weight {
+                    Weight::Asked(origin) => Err(Error::new(
+                        Code::BindTarget,
+                        format!("{what} ({origin})"),
+                        "choose another place inside: --bind SRC:DST",
+                    )),
+                    Weight::Required => Err(self.bad_layout(&what)),
+                    Weight::IfPossible => {
+                        self.notes.push(what);
+                        Ok(())
+                    }
+                };
+            }
+        };
+        self.view.lay(&at, Rc::clone(source));
+        self.binds.push(Step::Bind {
+            source: want.source.clone(),
+            at,
+            read_only: want.read_only,
+            why: want.why.clone(),
+            handle,
+        });
+        Ok(())
+    }
+
+    /// The link-free path to bind at; `None` when the very object is visible there already.
+    fn target(&mut self, want: &Want, kind: Kind, id: (u64, u64)) -> std::result::Result<Option<PathBuf>, String> {
+        match self.view.lookup(&want.at).map_err(|e| format!("inside, {e}"))? {
+            Lookup::Exists(entry) => {
+                if entry.id == id && !want.read_only {
+                    return Ok(None);
+                }
+                if entry.path == Path::new("/") {
+                    return Err("it leads to the root itself".to_owned());
+                }
+                if (entry.kind == Kind::Directory) != (kind == Kind::Directory) {
+                    return Err(format!("{} is {} inside", entry.path.display(), entry.kind.article()));
+                }
+                let of_host = entry.layer != 0 && entry.fd().is_some();
+                if of_host && !matches!(want.weight, Weight::Asked(_)) {
+                    return Err(format!("inside, {} is the host's already, by a link of the image", entry.path.display()));
+                }
+                Ok(Some(entry.path))
+            }
+            Lookup::Missing { parent, rest } => match self.make(&parent, &rest, kind == Kind::Directory) {
+                Some(at) => Ok(Some(at)),
+                None => Err(format!(
+                    "it would have to be made in {}, which is the host's",
+                    parent.path.display()
+                )),
+            },
+        }
+    }
+
+    /// Plans the missing part of a path; `None` when it would have to be made on the host.
+    fn make(&mut self, parent: &Entry, rest: &Path, directory: bool) -> Option<PathBuf> {
+        let maker = if parent.layer == 0 {
+            Maker::Relay(parent.path.clone())
+        } else if parent.fd().is_none() {
+            let owner = |(at, _): &&(PathBuf, Maker)| parent.path.starts_with(at);
+            self.made.iter().filter(owner).max_by_key(|(at, _)| at.as_os_str().len())?.1.clone()
+        } else {
+            return None;
+        };
+        let mut at = parent.path.clone();
+        let mut names = rest.iter().peekable();
+        while let Some(name) = names.next() {
+            at.push(name);
+            let is_directory = directory || names.peek().is_some();
+            self.makes.entry(maker.clone()).or_default().push(Make { at: at.clone(), directory: is_directory });
+            if is_directory {
+                self.view.lay_empty(&at);
+                self.made.push((at.clone(), maker.clone()));
+            }
+        }
+        Some(at)
+    }
+
+    fn finish(mut self, writable: bool, overlays: bool) -> Result<Layout> {
+        let mut steps = Vec::new();
+        let run = self.makes.remove(&Maker::Run).unwrap_or_default();
+        for (maker, make) in std::mem::take(&mut self.makes) {
+            let Maker::Relay(at) = maker else { continue };
+            let by = if writable { Relay::Writable } else { self.relay(&at, overlays)? };
+            steps.push(Step::Relay { at, by, make });
+        }
+        steps.push(Step::Tmpfs { at: self.run.clone(), why: table::RUN_WHY.to_owned(), make: run });
+        steps.append(&mut self.binds);
+        Ok(Layout { steps, notes: self.notes })
+    }
+
+    fn relay(&self, at: &Path, overlays: bool) -> Result<Relay> {
+        let image = self.view.base();
+        let Some(entry) = image.find(at).map_err(in_image(&self.image.given))? else { return Ok(Relay::Tmpfs) };
+        let limit = match () {
+            () if !overlays => MANY_ENTRIES,
+            () if at == Path::new("/") => FEW_AT_THE_ROOT,
+            () => FEW_ENTRIES,
+        };
+        match image.list(&entry, limit).map_err(in_image(&self.image.given))? {
+            (_, false) => Ok(Relay::Tmpfs),
+            (_, true) if overlays => Ok(Relay::Overlay),
+            (_, true) => Err(Error::new(
+                Code::DirectoryTooWide,
+                format!(
+                    "mount points are missing in {} of the image {}, which has more than {MANY_ENTRIES} entries",
+                    at.display(),
+                    self.image.given.display()
+                ),
+                "make the missing directories in the image, or use a kernel of 5.11 or later, which can overlay it",
+            )),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::Options;
+    use std::os::unix::fs::symlink;
+
+    struct Case {
+        dir: tempfile::TempDir,
+    }
+
+    impl Case {
+        fn new(dirs: &[&str]) -> Case {
+            let dir = tempfile::tempdir().unwrap();
+            for d in dirs {
+                std::fs::create_dir_all(dir.path().join(d)).unwrap();
+            }
+            Case { dir }
+        }
+
+        fn plan(&self, environ: &[(&str, &str)], binds: &[&str]) -> Result<Layout> {
+            let environ = Environ::from_pairs(environ);
+            let options = Options { bind: binds.iter().map(Into::into).collect(), ..Options::default() };
+            let config = Config::load(&Environ::default(), Some(&options)).unwrap();
+            let facts = Facts { uid: 4_000_000, cwd: None, environ: &environ, overlays: true };
+            let image = Image::open(self.dir.path()).unwrap();
+            let sources = Sources::open(&config, &facts)?;
+            let mut view = View::open(self.dir.path()).unwrap();
+            layout(&mut view, &image, false, &facts, &sources)
+        }
+    }
+
+    const USUAL: &[&str] = &["dev", "proc", "sys", "tmp", "run", "etc", "usr/bin"];
+
+    fn binds(layout: &Layout) -> Vec<String> {
+        layout
+            .steps
+            .iter()
+            .filter_map(|s| match s {
+                Step::Bind { at, .. } => Some(at.display().to_string()),
+                _ => None,
+            })
+            .collect()
+    }
+
+    fn relays(layout: &Layout) -> Vec<(String, Vec<String>)> {
+        layout
+            .steps
+            .iter()
+            .filter_map(|s| match s {
+                Step::Relay { at, make, .. } => Some((
+                    at.display().to_string(),
+                    make.iter().map(|m| m.at.display().to_string()).collect(),
+                )),
+                _ => None,
+            })
+            .collect()
+    }
+
+    #[test]
+    fn an_ordinary_image_needs_no_relay_of_its_root() {
+        let layout = Case::new(USUAL).plan(&[], &[]).unwrap();
+        assert!(binds(&layout).starts_with(&["/dev".into(), "/proc".into(), "/sys".into(), "/tmp".into()]));
+        let relays = relays(&layout);
+        assert_eq!(relays.len(), 1, "{relays:?}");
+        assert_eq!(relays[0].0, "/etc");
+        assert!(relays[0].1.contains(&"/etc/hosts".to_owned()));
+    }
+
+    #[test]
+    fn missing_targets_are_made_together_in_the_nearest_parent() {
+        let host = tempfile::tempdir().unwrap();
+        let source = host.path().display();
+        let bind = [format!("{source}:/data/a/b"), format!("{source}:/data/c"), format!("{source}:/usr/x")];
+        let bind: Vec<&str> = bind.iter().map(String::as_str).collect();
+        let layout = Case::new(USUAL).plan(&[], &bind).unwrap();
+        let relays = relays(&layout);
+        let of = |at: &str| relays.iter().find(|(a, _)| a == at).unwrap().1.clone();
+        assert_eq!(of("/"), ["/data", "/data/a", "/data/a/b", "/data/c"]);
+        assert_eq!(of("/usr"), ["/usr/x"]);
+    }
+
+    #[test]
+    fn what_is_visible_already_is_not_bound_again() {
+        let home = tempfile::tempdir_in("/tmp").unwrap();
+        let layout = Case::new(USUAL).plan(&[("HOME", home.path().to_str().unwrap())], &[]).unwrap();
+        assert!(!binds(&layout).contains(&home.path().display().to_string()));
+    }
+
+    #[test]
+    fn links_of_the_image_lead_to_no_mount_over_the_host() {
+        let case = Case::new(&["dev", "proc", "sys", "tmp", "run"]);
+        symlink("/tmp", case.dir.path().join("etc")).unwrap();
+        let layout = case.plan(&[], &[]).unwrap();
+        assert!(binds(&layout).iter().all(|b| !b.starts_with("/tmp/") && !b.starts_with("/etc")), "{:?}", binds(&layout));
+        assert!(layout.notes.iter().any(|n| n.contains("/etc/hosts") && n.contains("which is the host's")), "{:?}", layout.notes);
+    }
+
+    #[test]
+    fn bad_trees_and_bad_binds_are_errors_with_their_path() {
+        let case = Case::new(&["dev", "proc", "sys", "tmp"]);
+        std::fs::write(case.dir.path().join("run"), "").unwrap();
+        let e = case.plan(&[], &[]).err().unwrap();
+        assert_eq!(e.code, Code::ImageLayout);
+        assert!(e.what.contains("/run leads to /run, which is a regular file"), "{}", e.what);
+
+        let usual = Case::new(USUAL);
+        for (bind, code, text) in [
+            ("/nonexistent/x", Code::BindSource, "cannot bind /nonexistent/x (--bind)"),
+            ("/tmp:/", Code::BindTarget, "leads to the root itself"),
+            ("/tmp:/proc/self/nope/x", Code::BindTarget, "which is the host's"),
+            ("/etc/hosts:/usr", Code::BindTarget, "/usr is a directory inside"),
+            ("/tmp:rel", Code::Usage, "DST is not absolute"),
+            ("/tmp:/x:rx", Code::Usage, "\"rx\" is neither ro nor rw"),
+        ] {
+            let e = usual.plan(&[], &[bind]).err().unwrap();
+            assert_eq!(e.code, code, "{bind}: {}", e.what);
+            assert!(e.what.contains(text), "{bind}: {}", e.what);
+        }
+    }
+
+    #[test]
+    fn a_wide_directory_is_overlaid() {
+        let case = Case::new(USUAL);
+        for i in 0..100 {
+            std::fs::write(case.dir.path().join(format!("etc/{i}")), "").unwrap();
+        }
+        let layout = case.plan(&[], &[]).unwrap();
+        assert!(matches!(layout.steps[0], Step::Relay { by: Relay::Overlay, .. }));
+    }
+}

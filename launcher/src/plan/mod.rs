@@ -1,0 +1,157 @@
+//! A plan: everything that will be done for a rank, as data. What is not in it does not happen.
+
+pub mod environment;
+pub mod make;
+pub mod table;
+
+use std::path::PathBuf;
+
+use abi_probe::mpi::Mpi;
+use serde::Serialize;
+
+use crate::image::Image;
+use crate::job::{JobStep, Mark};
+use crate::sandbox::squashfs::How;
+
+/// One verb of the sandbox. Paths named `at` are inside the container, without links.
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "do", rename_all = "kebab-case")]
+pub enum Step {
+    /// A user namespace, this user mapped to itself.
+    UserNamespace {
+        /// The user.
+        uid: u32,
+        /// The group.
+        gid: u32,
+    },
+    /// A mount namespace.
+    MountNamespace,
+    /// The image becomes the root, read-only.
+    Root {
+        /// The image.
+        image: PathBuf,
+        /// For SquashFS: how it is mounted.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        squashfs: Option<How>,
+        /// An overlay takes writes, in memory.
+        writable: bool,
+    },
+    /// A directory of the image is laid out anew, since mount points are missing in it.
+    Relay {
+        /// The directory.
+        at: PathBuf,
+        /// By what means.
+        by: Relay,
+        /// What is made in it, in order.
+        make: Vec<Make>,
+    },
+    /// An empty directory in memory.
+    Tmpfs {
+        /// Where.
+        at: PathBuf,
+        /// Why.
+        why: String,
+        /// What is made in it, in order.
+        make: Vec<Make>,
+    },
+    /// A file or directory of the host, with all that is mounted below it.
+    Bind {
+        /// On the host.
+        source: PathBuf,
+        /// Inside.
+        at: PathBuf,
+        /// May not be written to.
+        read_only: bool,
+        /// Why.
+        why: String,
+        /// Index of the opened source; it is opened before anything is mounted.
+        #[serde(skip)]
+        handle: usize,
+    },
+    /// The root becomes `/`; the host's is let go.
+    Pivot,
+    /// prctl(PR_SET_NO_NEW_PRIVS).
+    NoNewPrivileges,
+}
+
+/// How a directory of the image gets more entries without being touched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Relay {
+    /// A tmpfs, into which every entry of the directory is bound.
+    Tmpfs,
+    /// An overlay of a tmpfs over the directory.
+    Overlay,
+    /// None needed: the root is writable, in memory.
+    Writable,
+}
+
+/// A mount point to make.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Make {
+    /// Inside.
+    pub at: PathBuf,
+    /// A directory, else an empty file.
+    pub directory: bool,
+}
+
+/// A change of the environment, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Change {
+    /// The variable.
+    pub name: String,
+    /// Its new value; none: removed.
+    pub value: Option<String>,
+    /// Why.
+    pub why: String,
+}
+
+/// Whose MPI the program will use.
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "verdict", rename_all = "kebab-case")]
+pub enum MpiVerdict {
+    /// The image's own; it can talk to the launcher, or there is no launcher.
+    Own {
+        /// It.
+        mpi: Mpi,
+    },
+    /// The image's own, against our advice.
+    Forced {
+        /// It.
+        mpi: Mpi,
+        /// Why we advise against it.
+        why: String,
+    },
+    /// The program links no MPI that we can see (it may start one that does).
+    NoneSeen,
+}
+
+/// All of it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Plan {
+    /// Of this layout; a reader refuses what it does not know.
+    pub version: u32,
+    /// The image.
+    pub image: Image,
+    /// The rank's job step, if a launcher started it.
+    pub job: Option<JobStep>,
+    /// The sandbox's name among the job's.
+    pub mark: Option<Mark>,
+    /// In order.
+    pub steps: Vec<Step>,
+    /// The program's working directory.
+    pub workdir: PathBuf,
+    /// The environment, as it differs from the host's.
+    pub environment: Vec<Change>,
+    /// The program, found inside.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub arguments: Vec<String>,
+    /// Whose MPI.
+    pub mpi: MpiVerdict,
+    /// What a person should know.
+    pub notes: Vec<String>,
+}
+
+/// The layout's version.
+pub const VERSION: u32 = 1;

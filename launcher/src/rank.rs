@@ -1,0 +1,375 @@
+//! A rank's journey: request → image → job → sandbox (built or joined) → verdict → exec.
+
+use std::ffi::{CString, OsStr, OsString};
+use std::hash::Hash;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use abi_probe::rootfs::{Kind as FileKind, View};
+use nix::errno::Errno;
+
+use crate::config::Config;
+use crate::environ::Environ;
+use crate::error::{Code, Error, Result, in_image};
+use crate::image::environment::ImageEnvironment;
+use crate::image::{Image, Kind};
+use crate::job::meeting::{Lock, Meeting, meet};
+use crate::job::siblings::{self, Found};
+use crate::job::{JobStep, Mark, digest};
+use crate::plan::make::{Facts, Sources, layout};
+use crate::plan::{MpiVerdict, Plan, Step, VERSION, environment};
+use crate::sandbox::build::{self, Building, notes};
+use crate::sandbox::squashfs::{self, How};
+use crate::sandbox::namespace;
+use crate::verdict;
+
+/// The image's environment, as the first rank read it.
+const ENVIRONMENT_NOTE: &str = "environment.json";
+/// The whole plan, for people who look around inside.
+const PLAN_NOTE: &str = "plan.json";
+
+/// What was asked for, and by whom.
+pub struct Request {
+    /// The image's path as given.
+    pub image: PathBuf,
+    /// Program and arguments.
+    pub command: Vec<OsString>,
+    /// Settings.
+    pub config: Config,
+    /// The environment outside.
+    pub environ: Environ,
+    /// The job step, under a launcher.
+    pub job: Option<JobStep>,
+}
+
+/// What is known about this process once it is needed.
+struct Myself {
+    uid: u32,
+    gid: u32,
+    cwd: Option<PathBuf>,
+}
+
+impl Myself {
+    fn now() -> Myself {
+        Myself {
+            uid: nix::unistd::geteuid().as_raw(),
+            gid: nix::unistd::getegid().as_raw(),
+            // A working directory that was removed has no path.
+            cwd: std::env::current_dir().ok(),
+        }
+    }
+}
+
+/// A sandbox entered, and what the exec needs.
+struct Inside {
+    environment: ImageEnvironment,
+    plan: Option<Plan>,
+}
+
+impl Request {
+    /// Runs the command; returns only with an error.
+    pub fn run(&self) -> Result<std::convert::Infallible> {
+        let image = Image::open(&self.image)?;
+        let myself = Myself::now();
+        let mark = self.mark(&image, &myself);
+        let inside = match (&self.job, &mark) {
+            (Some(job), Some(mark)) => self.shared(&image, &myself, job, mark)?,
+            _ => {
+                let entered = Entered::new(&myself, None)?;
+                self.build(&image, &myself, entered, None)?
+            }
+        };
+        self.execute(&image, &myself, inside)
+    }
+
+    /// What distinguishes sandboxes of one job step.
+    fn mark(&self, image: &Image, myself: &Myself) -> Option<Mark> {
+        let config = &self.config;
+        let directories: Vec<_> =
+            pmi_shim::passthrough::DIRECTORIES.iter().map(|(n, _)| self.environ.get_os(n)).collect();
+        let binds: Vec<&String> = config.binds.iter().map(|b| &b.value).collect();
+        let what = (
+            (&image.path, image.id, &myself.cwd, binds),
+            (config.home.value, self.environ.get_os("HOME"), directories, config.writable_tmpfs.value),
+        );
+        self.job.as_ref().map(|job| Mark::new(myself.uid, job, &Hashed(what)))
+    }
+
+    /// One sandbox per node: join it, or build it while the others wait.
+    fn shared(&self, image: &Image, myself: &Myself, job: &JobStep, mark: &Mark) -> Result<Inside> {
+        loop {
+            if let Found::Sandbox(namespaces) = siblings::find(job, mark) {
+                return self.join(image, &namespaces);
+            }
+            match meet(&mark.step, myself.uid)? {
+                Meeting::Built(built, namespaces) if built == mark.text() => return self.join(image, &namespaces),
+                // For another image of this job: its user namespace is found by the next look.
+                Meeting::Built(..) => {}
+                Meeting::Again => std::thread::sleep(std::time::Duration::from_micros(200)),
+                // Somebody may have finished between our look and our lock.
+                Meeting::Build(lock) => match siblings::find(job, mark) {
+                    Found::Sandbox(namespaces) => {
+                        drop(lock);
+                        return self.join(image, &namespaces);
+                    }
+                    Found::SameStep(namespaces) => {
+                        let entered = Entered::new(myself, namespaces.user.as_ref())?;
+                        return self.build(image, myself, entered, Some((mark, &lock)));
+                    }
+                    Found::None => {
+                        let entered = Entered::new(myself, None)?;
+                        return self.build(image, myself, entered, Some((mark, &lock)));
+                    }
+                },
+            }
+        }
+    }
+
+    fn join(&self, image: &Image, namespaces: &siblings::Namespaces) -> Result<Inside> {
+        namespace::join(namespaces)?;
+        self.joined(image)
+    }
+
+    fn joined(&self, image: &Image) -> Result<Inside> {
+        nix::sys::prctl::set_no_new_privs().map_err(|e| Error::step("prctl(PR_SET_NO_NEW_PRIVS)", e))?;
+        let environment = match notes::read(ENVIRONMENT_NOTE).and_then(|n| serde_json::from_slice(&n).ok()) {
+            Some(environment) => environment,
+            None => {
+                let view = View::open(Path::new("/")).map_err(in_image(&image.given))?;
+                ImageEnvironment::read(image, &view)?
+            }
+        };
+        Ok(Inside { environment, plan: None })
+    }
+
+    /// Plans and builds; on return this process is inside.
+    fn build(&self, image: &Image, myself: &Myself, entered: Entered, meeting: Option<(&Mark, &Lock)>) -> Result<Inside> {
+        let mark = meeting.map(|(mark, _)| mark);
+        let Drafted { plan, sources, building, environment } = self.draft(image, myself, &entered, mark)?;
+        let text = mark.map(Mark::text);
+        building.carry_out(&plan.steps, &sources, text.as_deref(), !entered.in_user_namespace)?;
+        if let Some((mark, lock)) = meeting {
+            if environment != ImageEnvironment::default() {
+                write_note(ENVIRONMENT_NOTE, &environment);
+            }
+            write_note(PLAN_NOTE, &plan);
+            notes::write(&program_note(&plan.program, &self.environ, &environment), b"");
+            lock.hand_over(&mark.text(), || namespace::own(entered.in_user_namespace))?;
+        }
+        Ok(Inside { environment, plan: Some(plan) })
+    }
+
+    /// Attaches the image in this process's own namespaces, and plans the rest.
+    fn draft(&self, image: &Image, myself: &Myself, entered: &Entered, mark: Option<&Mark>) -> Result<Drafted> {
+        let (how, server) = match image.kind {
+            Kind::Directory => (None, None),
+            Kind::Squashfs if !entered.in_user_namespace && squashfs::kernel_can() => (Some(How::Kernel), None),
+            Kind::Squashfs => {
+                let program = squashfs::find_squashfuse(self.config.squashfuse.value.as_deref())?;
+                let server = squashfs::start_server(&image.path, program.clone())?;
+                (Some(How::Squashfuse(program)), Some(server))
+            }
+        };
+        namespace::new_mount_namespace()?;
+        let facts = Facts {
+            uid: myself.uid,
+            cwd: myself.cwd.clone(),
+            environ: &self.environ,
+            overlays: build::overlays(!entered.in_user_namespace),
+        };
+        let sources = Sources::open(&self.config, &facts)?;
+        let building = Building::attach(image, how.as_ref(), server, myself.uid, myself.gid)?;
+        let mut view = building.view()?;
+        let environment = ImageEnvironment::read(image, &view)?;
+        let writable = self.config.writable_tmpfs.value;
+        let mut laid = layout(&mut view, image, writable, &facts, &sources)?;
+
+        let mut steps = Vec::new();
+        if entered.in_user_namespace {
+            steps.push(Step::UserNamespace { uid: myself.uid, gid: myself.gid });
+        }
+        steps.push(Step::MountNamespace);
+        steps.push(Step::Root { image: image.path.clone(), squashfs: how, writable });
+        steps.append(&mut laid.steps);
+        steps.extend([Step::Pivot, Step::NoNewPrivileges]);
+
+        let (workdir, note) = self.workdir(&view, myself, &environment)?;
+        let mut remarks = laid.notes;
+        remarks.extend(environment.notes.iter().cloned());
+        remarks.extend(note);
+        let (environ, changes) = environment::make(&self.environ, &environment, &self.config, &workdir);
+        let command = self.command.first().map(OsString::as_os_str).unwrap_or_default();
+        let program = verdict::find_program(&view, command, &workdir, &environ)?;
+        let mpi = verdict::judge(&view, &program, &environ, self.job.as_ref(), self.config.mpi.value)?;
+        let plan = Plan {
+            version: VERSION,
+            image: image.clone(),
+            job: self.job.clone(),
+            mark: mark.cloned(),
+            steps,
+            workdir,
+            environment: changes,
+            program: program.path,
+            arguments: verdict::lossy(&self.command[1..]),
+            mpi,
+            notes: remarks,
+        };
+        Ok(Drafted { plan, sources: sources.handles, building, environment })
+    }
+
+    /// The plan alone. To be called in a process that ends afterwards: it is in namespaces of its own.
+    pub fn plan(&self) -> Result<Plan> {
+        let image = Image::open(&self.image)?;
+        let myself = Myself::now();
+        let mark = self.mark(&image, &myself);
+        let entered = Entered::new(&myself, None)?;
+        Ok(self.draft(&image, &myself, &entered, mark.as_ref())?.plan)
+    }
+
+    /// The working directory inside, and what to say if it is not the one outside.
+    fn workdir(&self, view: &View, myself: &Myself, image: &ImageEnvironment) -> Result<(PathBuf, Option<String>)> {
+        let is_directory =
+            |path: &Path| matches!(view.find(path), Ok(Some(entry)) if entry.kind == FileKind::Directory);
+        if let Some(asked) = &self.config.workdir.value {
+            if asked.is_absolute() && is_directory(asked) {
+                return Ok((asked.clone(), None));
+            }
+            return Err(Error::new(
+                Code::Usage,
+                format!(
+                    "the working directory {} ({}) is no directory inside the container",
+                    asked.display(),
+                    self.config.workdir.origin
+                ),
+                "give an absolute path inside; --bind shows more of the host",
+            ));
+        }
+        let (cwd, why) = match &myself.cwd {
+            Some(cwd) if is_directory(cwd) => return Ok((cwd.clone(), None)),
+            Some(cwd) => (cwd.display().to_string(), "does not exist inside"),
+            None => ("the working directory".to_owned(), "was removed"),
+        };
+        let instead = image.workdir.clone().filter(|w| is_directory(w)).unwrap_or_else(|| PathBuf::from("/"));
+        let note = format!("{cwd} {why}: starting in {}", instead.display());
+        Ok((instead, Some(note)))
+    }
+
+    /// Becomes the program.
+    fn execute(&self, image: &Image, myself: &Myself, inside: Inside) -> Result<std::convert::Infallible> {
+        let (workdir, program, environ) = match inside.plan {
+            Some(plan) => {
+                self.say(&plan);
+                let (environ, _) = environment::make(&self.environ, &inside.environment, &self.config, &plan.workdir);
+                (plan.workdir, plan.program, environ)
+            }
+            None => {
+                let view = View::open(Path::new("/")).map_err(in_image(&image.given))?;
+                let (workdir, _) = self.workdir(&view, myself, &inside.environment)?;
+                let (environ, _) = environment::make(&self.environ, &inside.environment, &self.config, &workdir);
+                let command = self.command.first().map(OsString::as_os_str).unwrap_or_default();
+                let program = verdict::find_program(&view, command, &workdir, &environ)?;
+                // The first rank judged this program already, in most jobs.
+                let note = program_note(&program.path, &self.environ, &inside.environment);
+                if notes::read(&note).is_none() {
+                    verdict::judge(&view, &program, &environ, self.job.as_ref(), self.config.mpi.value)?;
+                    notes::write(&note, b"");
+                }
+                (workdir, program.path, environ)
+            }
+        };
+        nix::unistd::chdir(&workdir)
+            .map_err(|e| Error::step(format_args!("entering {} inside", workdir.display()), e))?;
+        exec(&self.command, &workdir, &program, &environ)
+    }
+
+    /// What people should know, once per node: the builder speaks.
+    fn say(&self, plan: &Plan) {
+        if self.config.verbose.value {
+            eprint!("{}", crate::report::text(plan));
+            return;
+        }
+        for note in plan.notes.iter().filter(|n| n.contains(": starting in ")) {
+            eprintln!("hpc-launch: {note}");
+        }
+        if let MpiVerdict::Forced { why, .. } = &plan.mpi {
+            eprintln!("hpc-launch: --mpi=image overrides: {why}");
+        }
+    }
+}
+
+/// Everything that a draft yields.
+struct Drafted {
+    plan: Plan,
+    sources: Vec<Rc<OwnedFd>>,
+    building: Building,
+    environment: ImageEnvironment,
+}
+
+/// The user namespace in which the sandbox will be.
+struct Entered {
+    in_user_namespace: bool,
+}
+
+impl Entered {
+    /// Joins the step's user namespace if it has one, or makes one where one is needed.
+    fn new(myself: &Myself, of_step: Option<&OwnedFd>) -> Result<Entered> {
+        match of_step {
+            Some(user) => {
+                namespace::join_user_namespace(user)?;
+                Ok(Entered { in_user_namespace: true })
+            }
+            None => {
+                Ok(Entered { in_user_namespace: namespace::new_user_namespace(myself.uid, myself.gid)? })
+            }
+        }
+    }
+}
+
+/// Hashes any tuple of hashable values.
+struct Hashed<T>(T);
+
+impl<T: Hash> Hash for Hashed<T> {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.0.hash(state);
+    }
+}
+
+fn write_note(name: &str, value: &impl serde::Serialize) {
+    if let Ok(text) = serde_json::to_vec(value) {
+        notes::write(name, &text);
+    }
+}
+
+/// The note that says that a program was judged: it depends on its path and on where libraries are found.
+fn program_note(program: &Path, environ: &Environ, image: &ImageEnvironment) -> String {
+    let image: Vec<_> = image.env.iter().filter(|(n, _)| n == "LD_LIBRARY_PATH").collect();
+    format!("judged.{}", digest(&(program, environ.get_os("LD_LIBRARY_PATH"), image)))
+}
+
+fn exec(command: &[OsString], workdir: &Path, program: &Path, environ: &Environ) -> Result<std::convert::Infallible> {
+    // argv[0] is what the user typed; a name from PATH is executed by the path found.
+    let typed = command.first().map(OsString::as_os_str).unwrap_or_default();
+    let path = if typed.as_bytes().contains(&b'/') { workdir.join(typed) } else { program.to_owned() };
+    let c_string = |s: &OsStr| {
+        CString::new(s.as_bytes()).map_err(|e| Error::new(Code::Usage, format!("{}: {e}", s.display()), ""))
+    };
+    let arguments = command.iter().map(|a| c_string(a)).collect::<Result<Vec<_>>>()?;
+    let variables = environ
+        .iter()
+        .map(|(name, value)| {
+            let mut pair = name.to_owned();
+            pair.push("=");
+            pair.push(value);
+            c_string(&pair)
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let Err(e) = nix::unistd::execve(&c_string(path.as_os_str())?, &arguments, &variables);
+    let (code, cure) = match e {
+        Errno::ENOENT => (Code::InterpreterMissing, "its interpreter or loader is missing inside the container"),
+        Errno::E2BIG => (Code::Exec, "arguments and environment are too long together: see --clean-env"),
+        _ => (Code::Exec, "see execve(2) for what this error means"),
+    };
+    Err(Error::new(code, format!("cannot execute {}: {e}", path.display()), cure))
+}

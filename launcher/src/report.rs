@@ -1,0 +1,88 @@
+//! A plan for people: what will be done, in order, and why.
+
+use std::fmt::Write;
+
+use crate::plan::{MpiVerdict, Plan, Relay, Step};
+
+/// The plan as text, each line with the program's name in front.
+pub fn text(plan: &Plan) -> String {
+    let mut out = String::new();
+    let mut line = |text: String| {
+        let _ = writeln!(out, "hpc-launch: {text}");
+    };
+    let kind = match plan.image.kind {
+        crate::image::Kind::Directory => "directory",
+        crate::image::Kind::Squashfs => "SquashFS file",
+    };
+    line(format!("image      {} ({kind})", plan.image.path.display()));
+    match &plan.job {
+        Some(job) => line(format!(
+            "launcher   {}, offers {}; rank {} of {}, {} on this node",
+            job.rank.launcher.name(),
+            job.rank.offers.name(),
+            number(job.rank.rank),
+            number(job.rank.size),
+            number(job.rank.local_size),
+        )),
+        None => line("launcher   none: one process".to_owned()),
+    }
+    line(match &plan.mpi {
+        MpiVerdict::Own { mpi } => format!("MPI        the image's own: {}", mpi.describe()),
+        MpiVerdict::Forced { mpi, why } => format!("MPI        the image's own, forced: {}; {why}", mpi.describe()),
+        MpiVerdict::NoneSeen => "MPI        the program links none".to_owned(),
+    });
+    for step in &plan.steps {
+        line(format!("do         {}", step_text(step)));
+    }
+    for change in &plan.environment {
+        line(match &change.value {
+            Some(value) => format!("set        {}={value} — {}", change.name, change.why),
+            None => format!("unset      {} — {}", change.name, change.why),
+        });
+    }
+    line(format!("directory  {}", plan.workdir.display()));
+    line(format!("exec       {} {}", plan.program.display(), plan.arguments.join(" ")).trim_end().to_owned());
+    for note in &plan.notes {
+        line(format!("note       {note}"));
+    }
+    out
+}
+
+fn number(n: Option<u32>) -> String {
+    n.map_or_else(|| "?".to_owned(), |n| n.to_string())
+}
+
+fn step_text(step: &Step) -> String {
+    match step {
+        Step::UserNamespace { uid, gid } => format!("user namespace, user {uid} and group {gid} stay themselves"),
+        Step::MountNamespace => "mount namespace".to_owned(),
+        Step::Root { image, squashfs, writable } => {
+            let how = match squashfs {
+                None => String::new(),
+                Some(crate::sandbox::squashfs::How::Kernel) => ", mounted by the kernel".to_owned(),
+                Some(crate::sandbox::squashfs::How::Squashfuse(p)) => format!(", mounted by {}", p.display()),
+            };
+            let mode = if *writable { "writable in memory" } else { "read-only" };
+            format!("root {}{how}, {mode}", image.display())
+        }
+        Step::Relay { at, by, make } => {
+            let made: Vec<_> = make.iter().map(|m| m.at.display().to_string()).collect();
+            let by = match by {
+                Relay::Tmpfs => "laid out anew in memory",
+                Relay::Overlay => "overlaid in memory",
+                Relay::Writable => "written to in memory",
+            };
+            format!("{} {by}, for {}", at.display(), made.join(", "))
+        }
+        Step::Tmpfs { at, why, .. } => format!("{} empty, in memory — {why}", at.display()),
+        Step::Bind { source, at, read_only, why, .. } => {
+            let mode = if *read_only { ", read-only" } else { "" };
+            match source == at {
+                true => format!("bind {}{mode} — {why}", at.display()),
+                false => format!("bind {} at {}{mode} — {why}", source.display(), at.display()),
+            }
+        }
+        Step::Pivot => "the root becomes /".to_owned(),
+        Step::NoNewPrivileges => "no new privileges".to_owned(),
+    }
+}

@@ -1,0 +1,417 @@
+//! Carries out the steps of a plan, in its order.
+//!
+//! Every mount point is opened inside the new root, component by component, and mounted on through its
+//! descriptor: a path that became a link meanwhile is refused, not followed.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use abi_probe::rootfs::View;
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, openat};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::stat::{Mode, mkdirat};
+use nix::sys::statvfs::{FsFlags, fstatvfs};
+use nix::unistd::{UnlinkatFlags, chdir, chroot, pivot_root, symlinkat};
+
+use super::squashfs::{self, How, Server};
+use crate::error::{Error, Result};
+use crate::image::{Image, Kind as ImageKind};
+use crate::job::siblings::{MARK_DIRECTORY, MARK_LINK};
+use crate::plan::{Make, Relay, Step};
+
+/// Covered, in the sandbox only, while it is built: what is assembled there becomes the root.
+const STAGE: &str = "/tmp";
+/// For skeletons, notes and what programs may keep in /run.
+const TMPFS_OPTIONS: &str = "mode=0755,size=16m,nr_inodes=4096";
+
+fn none() -> Option<&'static Path> {
+    None
+}
+
+fn do_mount(
+    what: &str,
+    source: Option<&Path>,
+    target: &Path,
+    kind: Option<&str>,
+    flags: MsFlags,
+    data: Option<&str>,
+) -> Result<()> {
+    mount(source, target, kind, flags, data)
+        .map_err(|e| Error::step(format_args!("{what} ({})", target.display()), e))
+}
+
+/// The path under which a descriptor's object can be mounted or mounted on.
+fn path_of(fd: &OwnedFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
+}
+
+/// A sandbox under construction, in its own mount namespace.
+pub struct Building {
+    /// Where the image is attached.
+    root: PathBuf,
+    /// Whether something is assembled on the stage.
+    staged: bool,
+    /// The mount of the image itself.
+    base: Option<Rc<OwnedFd>>,
+}
+
+impl Building {
+    /// Attaches the image. The sources of all binds must have been opened before.
+    pub fn attach(image: &Image, how: Option<&How>, server: Option<Server>, uid: u32, gid: u32) -> Result<Building> {
+        match (image.kind, how) {
+            (ImageKind::Directory, _) | (_, None) => {
+                do_mount("binding the image", Some(&image.path), &image.path, None, MsFlags::MS_BIND | MsFlags::MS_REC, None)?;
+                Building { root: image.path.clone(), staged: false, base: None }.based()
+            }
+            (ImageKind::Squashfs, Some(how)) => {
+                // The image file may lie below the stage: hold it.
+                let file = File::options()
+                    .read(true)
+                    .custom_flags(libc::O_CLOEXEC)
+                    .open(&image.path)
+                    .map_err(|e| Error::step(format_args!("opening {}", image.path.display()), e))?;
+                let mut building = Building { root: PathBuf::new(), staged: false, base: None };
+                building.stage()?;
+                let root = Path::new(STAGE).join("root");
+                mkdir(&root)?;
+                match (how, server) {
+                    (How::Squashfuse(_), Some(server)) => server.mount(&image.path, &root, uid, gid)?,
+                    _ => squashfs::mount_by_kernel(&path_of(&file.into()), &root)?,
+                }
+                building.root = root;
+                building.based()
+            }
+        }
+    }
+
+    /// The image's root, to be looked at.
+    pub fn view(&self) -> Result<View> {
+        View::open(&self.root).map_err(|e| Error::step("opening the image", std::io::Error::other(e.to_string())))
+    }
+
+    fn based(mut self) -> Result<Building> {
+        self.base = Some(self.open(Path::new("/"))?);
+        Ok(self)
+    }
+
+    /// Recursive binds leave out what is unbindable, with all below it: the host's directories must not
+    /// show the sandbox that is being built inside of them. (Not earlier: nothing of an unbindable mount
+    /// can be bound or overlaid, which relays do.)
+    fn set_apart(&self, how: MsFlags) -> Result<()> {
+        if self.staged {
+            do_mount("setting the new root apart", none(), Path::new(STAGE), None, how, None)?;
+        } else if let Some(base) = &self.base {
+            do_mount("setting the new root apart", none(), &path_of(base), None, how, None)?;
+        }
+        Ok(())
+    }
+
+    fn stage(&mut self) -> Result<()> {
+        if !self.staged {
+            // An image below the stage would be hidden: it moves onto it.
+            let hidden = match self.root.starts_with(STAGE) && !self.root.as_os_str().is_empty() {
+                true => Some(self.open(Path::new("/"))?),
+                false => None,
+            };
+            do_mount("making room", Some(Path::new("hpc-launch")), Path::new(STAGE), Some("tmpfs"), MsFlags::empty(), Some("mode=0700"))?;
+            self.staged = true;
+            if let Some(old) = hidden {
+                let root = Path::new(STAGE).join("root");
+                mkdir(&root)?;
+                do_mount("moving the image", Some(&path_of(&old)), &root, None, MsFlags::MS_MOVE, None)?;
+                self.root = root;
+            }
+        }
+        Ok(())
+    }
+
+    /// Carries out everything from the root to the pivot.
+    pub fn carry_out(mut self, steps: &[Step], sources: &[Rc<OwnedFd>], mark: Option<&str>, privileged: bool) -> Result<()> {
+        let mut relays = 0;
+        let first_bind = steps.iter().position(|s| matches!(s, Step::Bind { .. }));
+        for (i, step) in steps.iter().enumerate() {
+            if Some(i) == first_bind {
+                self.set_apart(MsFlags::MS_UNBINDABLE)?;
+            }
+            match step {
+                Step::UserNamespace { .. } | Step::MountNamespace => {}
+                Step::Root { writable: true, .. } => self.writable_root(privileged)?,
+                Step::Root { writable: false, .. } => {
+                    let root = self.open(Path::new("/"))?;
+                    let extra = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+                    remount(&root, extra, "making the root read-only")?;
+                }
+                Step::Relay { at, by: Relay::Tmpfs, make } => self.relay_by_tmpfs(at, make)?,
+                Step::Relay { at, by: Relay::Overlay, make } => {
+                    relays += 1;
+                    self.relay_by_overlay(at, make, relays, privileged)?;
+                }
+                Step::Relay { by: Relay::Writable, make, .. } => self.make_all(make)?,
+                Step::Tmpfs { at, make, .. } => self.tmpfs(at, make, mark)?,
+                Step::Bind { at, read_only, handle, source, .. } => {
+                    let target = self.open(at)?;
+                    let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
+                    mount(Some(&path_of(&sources[*handle])), &path_of(&target), none(), flags, none())
+                        .map_err(|e| Error::step(format_args!("binding {} at {}", source.display(), at.display()), e))?;
+                    if *read_only {
+                        self.read_only_below(at)?;
+                    }
+                }
+                Step::Pivot => self.pivot()?,
+                Step::NoNewPrivileges => nix::sys::prctl::set_no_new_privs()
+                    .map_err(|e| Error::step("prctl(PR_SET_NO_NEW_PRIVS)", e))?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens a link-free path of the new root.
+    fn open(&self, at: &Path) -> Result<Rc<OwnedFd>> {
+        let changed = |why: String| {
+            Error::step(format_args!("opening {} of the sandbox", at.display()), std::io::Error::other(why))
+        };
+        let view = View::open(&self.root).map_err(|e| changed(e.to_string()))?;
+        let entry = view.find(at).map_err(|e| changed(e.to_string()))?;
+        let entry = entry.ok_or_else(|| changed("it vanished while the sandbox was built".into()))?;
+        if entry.path != at {
+            return Err(changed(format!("it became a link to {} while the sandbox was built", entry.path.display())));
+        }
+        entry.into_fd().ok_or_else(|| changed("it is not real".into()))
+    }
+
+    fn writable_root(&mut self, privileged: bool) -> Result<()> {
+        let lower = self.open(Path::new("/"))?;
+        self.stage()?;
+        let stage = Path::new(STAGE);
+        for name in ["upper", "work", "merged"] {
+            mkdir(&stage.join(name))?;
+        }
+        let merged = stage.join("merged");
+        let options = format!(
+            "lowerdir={},upperdir={STAGE}/upper,workdir={STAGE}/work{}",
+            path_of(&lower).display(),
+            user_xattr(privileged)
+        );
+        do_mount("overlaying the root", Some(Path::new("hpc-launch")), &merged, Some("overlay"), MsFlags::empty(), Some(&options))?;
+        self.root = merged;
+        Ok(())
+    }
+
+    /// Every entry of the directory is bound into a tmpfs over it; links are copied.
+    fn relay_by_tmpfs(&mut self, at: &Path, make: &[Make]) -> Result<()> {
+        let old = self.open(at)?;
+        let below = path_of(&old);
+        let names = std::fs::read_dir(&below)
+            .and_then(Iterator::collect::<std::io::Result<Vec<_>>>)
+            .map_err(|e| Error::step(format_args!("listing {}", at.display()), e))?;
+        let over = if at == Path::new("/") { self.root.clone() } else { below.clone() };
+        do_mount("laying out a directory anew", Some(Path::new("hpc-launch")), &over, Some("tmpfs"), MsFlags::empty(), Some(TMPFS_OPTIONS))?;
+        let new = self.open(at)?;
+        for entry in names {
+            let name = entry.file_name();
+            let kind = entry.file_type().map_err(|e| Error::step(format_args!("looking at {}", name.display()), e))?;
+            let failed = |e: Errno| Error::step(format_args!("laying out {} anew", at.join(&name).display()), e);
+            if kind.is_symlink() {
+                let target = std::fs::read_link(below.join(&name))
+                    .map_err(|e| Error::step(format_args!("reading the link {}", name.display()), e))?;
+                symlinkat(target.as_path(), &new, name.as_os_str()).map_err(failed)?;
+                continue;
+            }
+            make_at(&new, Path::new(&name), kind.is_dir()).map_err(failed)?;
+            let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
+            mount(Some(&below.join(&name)), &path_of(&new).join(&name), none(), flags, none()).map_err(failed)?;
+        }
+        self.make_all(make)?;
+        remount(&new, MsFlags::MS_RDONLY, "closing a directory that was laid out anew")
+    }
+
+    /// A skeleton of what is missing, merged over the directory.
+    fn relay_by_overlay(&mut self, at: &Path, make: &[Make], number: usize, privileged: bool) -> Result<()> {
+        let lower = self.open(at)?;
+        self.stage()?;
+        let skeleton = Path::new(STAGE).join(format!("skeleton{number}"));
+        mkdir(&skeleton)?;
+        for m in make {
+            let Ok(rest) = m.at.strip_prefix(at) else { continue };
+            let path = skeleton.join(rest);
+            if m.directory { mkdir(&path)? } else { make_file(&path)? }
+        }
+        let lower = path_of(&lower);
+        let options = format!("lowerdir={}:{}{}", skeleton.display(), lower.display(), user_xattr(privileged));
+        do_mount("overlaying a directory", Some(Path::new("hpc-launch")), &lower, Some("overlay"), MsFlags::MS_RDONLY, Some(&options))
+    }
+
+    fn tmpfs(&self, at: &Path, make: &[Make], mark: Option<&str>) -> Result<()> {
+        let over = self.open(at)?;
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+        do_mount("mounting a tmpfs", Some(Path::new("hpc-launch")), &path_of(&over), Some("tmpfs"), flags, Some(TMPFS_OPTIONS))?;
+        self.make_all(make)?;
+        let notes = Make { at: at.join(MARK_DIRECTORY.rsplit('/').next().unwrap_or_default()), directory: true };
+        let path = notes.at.clone();
+        self.make_all(&[notes])?;
+        if let Some(mark) = mark {
+            let directory = self.open(&path)?;
+            symlinkat(mark, &directory, MARK_LINK).map_err(|e| Error::step("marking the sandbox", e))?;
+        }
+        Ok(())
+    }
+
+    fn make_all(&self, make: &[Make]) -> Result<()> {
+        for m in make {
+            let (Some(parent), Some(name)) = (m.at.parent(), m.at.file_name()) else { continue };
+            let parent = self.open(parent)?;
+            match make_at(&parent, Path::new(name), m.directory) {
+                Ok(()) | Err(Errno::EEXIST) => {}
+                Err(e) => return Err(Error::step(format_args!("making {}", m.at.display()), e)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Read-only, with everything that is mounted below: a bind's flags are each mount's own.
+    fn read_only_below(&self, at: &Path) -> Result<()> {
+        let top = self.open(at)?;
+        remount(&top, MsFlags::MS_RDONLY, "making a bind read-only")?;
+        let prefix = self.root.join(at.strip_prefix("/").unwrap_or(at));
+        let table = std::fs::read_to_string("/proc/self/mountinfo")
+            .map_err(|e| Error::step("reading /proc/self/mountinfo", e))?;
+        for line in table.lines() {
+            let Some(point) = line.split(' ').nth(4).map(unescape) else { continue };
+            if point != prefix && point.starts_with(&prefix) {
+                let inside = Path::new("/").join(point.strip_prefix(&self.root).unwrap_or(&point));
+                let below = self.open(&inside)?;
+                remount(&below, MsFlags::MS_RDONLY, "making a bind read-only")?;
+            }
+        }
+        Ok(())
+    }
+
+    fn pivot(&self) -> Result<()> {
+        // Nested containers of the user may want to bind the root again.
+        self.set_apart(MsFlags::MS_PRIVATE)?;
+        chdir(&self.root).map_err(|e| Error::step("entering the new root", e))?;
+        match pivot_root(".", ".") {
+            // The old root lies on top of the new one now (pivot_root(2), NOTES).
+            Ok(()) => umount2(".", MntFlags::MNT_DETACH).map_err(|e| Error::step("letting the host's root go", e))?,
+            // Nodes that run from their initramfs have a root that cannot be pivoted away (same page).
+            Err(Errno::EINVAL) => {
+                do_mount("moving the new root", Some(Path::new(".")), Path::new("/"), None, MsFlags::MS_MOVE, None)?;
+                chroot(".").map_err(|e| Error::step("chroot", e))?;
+            }
+            Err(e) => return Err(Error::step("pivot_root", e)),
+        }
+        chdir("/").map_err(|e| Error::step("entering the new root", e))
+    }
+}
+
+/// Overlays in a user namespace keep their attributes where users may (Linux 5.11).
+fn user_xattr(privileged: bool) -> &'static str {
+    if privileged { "" } else { ",userxattr" }
+}
+
+/// Adds flags to a mount and keeps those that it has: the kernel refuses to drop nosuid, nodev, noexec
+/// or the atime mode of a mount that came from outside the user namespace.
+fn remount(fd: &OwnedFd, add: MsFlags, what: &str) -> Result<()> {
+    let stat = fstatvfs(fd).map_err(|e| Error::step(what, e))?.flags();
+    let mut flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | add;
+    for (has, keep) in [
+        (FsFlags::ST_RDONLY, MsFlags::MS_RDONLY),
+        (FsFlags::ST_NOSUID, MsFlags::MS_NOSUID),
+        (FsFlags::ST_NODEV, MsFlags::MS_NODEV),
+        (FsFlags::ST_NOEXEC, MsFlags::MS_NOEXEC),
+        (FsFlags::ST_NOATIME, MsFlags::MS_NOATIME),
+        (FsFlags::ST_NODIRATIME, MsFlags::MS_NODIRATIME),
+        (FsFlags::ST_RELATIME, MsFlags::MS_RELATIME),
+    ] {
+        if stat.contains(has) {
+            flags |= keep;
+        }
+    }
+    do_mount(what, none(), &path_of(fd), None, flags, None)
+}
+
+fn mkdir(path: &Path) -> Result<()> {
+    std::fs::create_dir(path).map_err(|e| Error::step(format_args!("making {}", path.display()), e))
+}
+
+fn make_file(path: &Path) -> Result<()> {
+    File::create(path).map(drop).map_err(|e| Error::step(format_args!("making {}", path.display()), e))
+}
+
+fn make_at(directory: &OwnedFd, name: &Path, is_directory: bool) -> nix::Result<()> {
+    if is_directory {
+        return mkdirat(directory, name, Mode::from_bits_truncate(0o755));
+    }
+    let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+    openat(directory, name, flags, Mode::from_bits_truncate(0o644)).map(drop)
+}
+
+/// mountinfo writes blanks and backslashes in octal (proc(5)).
+fn unescape(text: &str) -> PathBuf {
+    let mut out = String::new();
+    let mut rest = text;
+    while let Some(at) = rest.find('\\') {
+        out.push_str(&rest[..at]);
+        match rest.get(at + 1..at + 4).and_then(|o| u8::from_str_radix(o, 8).ok()) {
+            Some(byte) => out.push(char::from(byte)),
+            None => out.push('\\'),
+        }
+        rest = rest.get(at + 4..).unwrap_or_default();
+    }
+    out.push_str(rest);
+    PathBuf::from(out)
+}
+
+/// Notes of the sandbox about itself, in memory, gone with its last rank: what the first rank found out
+/// the others need not find out again.
+pub mod notes {
+    use super::*;
+
+    /// Writes a note; a sandbox works without.
+    pub fn write(name: &str, text: &[u8]) {
+        let path = Path::new(MARK_DIRECTORY).join(name);
+        let unfinished = Path::new(MARK_DIRECTORY).join(format!("{name}.{}", std::process::id()));
+        let written = File::options()
+            .write(true)
+            .create_new(true)
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(&unfinished)
+            .and_then(|mut f| f.write_all(text));
+        if written.and_then(|()| std::fs::rename(&unfinished, &path)).is_err() {
+            let _ = nix::unistd::unlinkat(nix::fcntl::AT_FDCWD, &unfinished, UnlinkatFlags::NoRemoveDir);
+        }
+    }
+
+    /// Reads a note.
+    pub fn read(name: &str) -> Option<Vec<u8>> {
+        let meta = std::fs::metadata(Path::new(MARK_DIRECTORY).join(name)).ok()?;
+        if meta.len() > 1 << 20 {
+            return None;
+        }
+        std::fs::read(Path::new(MARK_DIRECTORY).join(name)).ok()
+    }
+}
+
+/// Whether overlays can be mounted: by root always, in a user namespace since Linux 5.11.
+pub fn overlays(privileged: bool) -> bool {
+    let release = nix::sys::utsname::uname().map(|u| u.release().to_string_lossy().into_owned()).unwrap_or_default();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).filter_map(|n| n.parse::<u32>().ok());
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    privileged || version >= (5, 11)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mountinfo_escapes() {
+        assert_eq!(unescape(r"/a\040b\134c"), Path::new("/a b\\c"));
+        assert_eq!(unescape(r"/plain"), Path::new("/plain"));
+    }
+}

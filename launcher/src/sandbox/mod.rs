@@ -1,0 +1,7 @@
+//! Builds what a plan says, or joins it: the only part of hpc-launch that changes anything, and only
+//! inside namespaces of its own.
+
+pub mod build;
+pub mod loopdev;
+pub mod namespace;
+pub mod squashfs;

@@ -1,0 +1,248 @@
+//! Mounts a SquashFS file in the sandbox: by the kernel when we may, else by squashfuse.
+//!
+//! A user may mount FUSE inside a user namespace of his own (Linux 4.18), but squashfuse would ask the
+//! setuid fusermount. So we open /dev/fuse and mount it, and hand squashfuse the descriptor as
+//! `/dev/fd/N` (libfuse 3, fuse_session_mount). It runs in the host's mount namespace: the sandbox dies
+//! with its last rank, the kernel then ends the connection, and squashfuse with it.
+
+use std::ffi::{CString, OsString};
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::OFlag;
+use nix::mount::{MsFlags, mount};
+use nix::unistd::{ForkResult, fork, pipe2};
+
+use super::loopdev;
+use crate::error::{Code, Error, Result};
+
+/// How the image will be mounted.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum How {
+    /// Loop device and the kernel's squashfs.
+    Kernel,
+    /// This program.
+    Squashfuse(PathBuf),
+}
+
+/// A squashfuse that waits, outside of the mount namespace, for its mount.
+pub struct Server {
+    fuse: File,
+    go: OwnedFd,
+    errors: File,
+    program: PathBuf,
+}
+
+/// Finds squashfuse: the site's, or the multi-threaded low-level one, or the plain one.
+pub fn find_squashfuse(configured: Option<&Path>) -> Result<PathBuf> {
+    let missing = |what: String, cure: &str| Error::new(Code::SquashfuseMissing, what, cure);
+    if let Some(path) = configured {
+        return match nix::unistd::access(path, nix::unistd::AccessFlags::X_OK) {
+            Ok(()) => Ok(path.to_owned()),
+            Err(e) => Err(missing(
+                format!("squashfuse = {}: {e}", path.display()),
+                "correct the setting (`hpc-launch config` shows where it comes from)",
+            )),
+        };
+    }
+    // A site's default PATH may lack these for batch jobs.
+    let usual = ["/usr/bin", "/usr/local/bin", "/bin"].map(|dir| Path::new(dir).join("squashfuse_ll"));
+    which::which("squashfuse_ll")
+        .or_else(|e| usual.into_iter().find(|p| p.is_file()).ok_or(e))
+        .or_else(|_| which::which("squashfuse"))
+        .map_err(|_| {
+            missing(
+                "only squashfuse can mount a SquashFS image for an ordinary user, and neither squashfuse_ll nor \
+                 squashfuse is on PATH"
+                    .to_owned(),
+                "install it (package squashfuse), set squashfuse = \"/path\" in the configuration, or unpack the image: \
+                 unsquashfs -d DIR FILE",
+            )
+        })
+}
+
+/// Starts squashfuse, waiting. To be called in the sandbox's user namespace (the kernel wants /dev/fuse
+/// opened where the mount is made) and still in the host's mount namespace (squashfuse must not keep the
+/// sandbox alive).
+pub fn start_server(image: &Path, program: PathBuf) -> Result<Server> {
+    let fuse = OpenOptions::new().read(true).write(true).open("/dev/fuse").map_err(|e| {
+        Error::new(
+            Code::FuseClosed,
+            format!("cannot open /dev/fuse, which squashfuse needs to mount {}: {e}", image.display()),
+            "ask the administrator for mode 0666 on /dev/fuse, as udev sets it (and `modprobe fuse`), or unpack the \
+             image: unsquashfs -d DIR FILE",
+        )
+    })?;
+    let failed = |what: &'static str| move |e: nix::Error| Error::step(what, e);
+    let (wait, go) = pipe2(OFlag::O_CLOEXEC).map_err(failed("making a pipe to squashfuse"))?;
+    let errors = memory_file()?;
+    let arguments = [
+        program.clone().into_os_string().into_vec(),
+        b"-f".to_vec(),
+        image.as_os_str().to_owned().into_vec(),
+        format!("/dev/fd/{FUSE_FD}").into_bytes(),
+    ]
+    .map(CString::new)
+    .into_iter()
+    .collect::<std::result::Result<Vec<_>, _>>()
+    .map_err(|e| Error::new(Code::Usage, format!("image path: {e}"), "rename the image"))?;
+    let null = File::open("/dev/null").map_err(|e| Error::step("opening /dev/null for squashfuse", e))?;
+    spawn_detached(&arguments, &wait, &fuse, &errors, &null).map_err(failed("starting squashfuse"))?;
+    Ok(Server { fuse, go, errors, program })
+}
+
+/// squashfuse's descriptor of /dev/fuse.
+const FUSE_FD: i32 = 3;
+
+/// Forks twice, so that the program which this rank becomes never sees a child that is not its own.
+#[allow(unsafe_code)]
+fn spawn_detached(
+    arguments: &[CString],
+    wait: &OwnedFd,
+    fuse: &File,
+    errors: &File,
+    null: &File,
+) -> nix::Result<()> {
+    // SAFETY: this process has one thread, so the child may go on like any program.
+    match unsafe { fork() }? {
+        ForkResult::Parent { child } => {
+            nix::sys::wait::waitpid(child, None)?;
+            Ok(())
+        }
+        ForkResult::Child => {
+            // A session of its own: signals for the rank's process group must not reach it.
+            let _ = nix::unistd::setsid();
+            // SAFETY: as above.
+            if let Ok(ForkResult::Child) = unsafe { fork() } {
+                serve(arguments, wait, fuse, errors, null);
+            }
+            // SAFETY: _exit ends this copy without running what the original will run.
+            unsafe { libc::_exit(0) }
+        }
+    }
+}
+
+/// Becomes squashfuse once the mount is there; ends if the rank that would make it has died.
+#[allow(unsafe_code)]
+fn serve(arguments: &[CString], wait: &OwnedFd, fuse: &File, errors: &File, null: &File) {
+    let _ = nix::unistd::chdir("/");
+    // SAFETY: dup2 and close_range on descriptor numbers of this process, which is about to exec; what
+    // they close is owned by values that are never dropped here. All are copied out of the way of 0 to 4
+    // first. Closing all others matters: hydra takes the end of PMI_FD for a rank's death,
+    // and a launcher waits for the end of every rank's output.
+    unsafe {
+        let sources = [null.as_raw_fd(), null.as_raw_fd(), errors.as_raw_fd(), fuse.as_raw_fd(), wait.as_raw_fd()];
+        let high = sources.map(|fd| libc::fcntl(fd, libc::F_DUPFD, 64));
+        for (to, from) in high.into_iter().enumerate() {
+            if from < 0 || libc::dup2(from, to as i32) < 0 {
+                return;
+            }
+        }
+        close_from(5);
+    }
+    let mut byte = [0u8; 1];
+    // SAFETY: descriptor 4 is the pipe, the buffer is one byte long.
+    let read = unsafe { libc::read(4, byte.as_mut_ptr().cast(), 1) };
+    // SAFETY: descriptor 4 is the pipe's, used no more.
+    unsafe { libc::close(4) };
+    if read == 1 {
+        let _ = nix::unistd::execv(&arguments[0], arguments);
+        let text = format!("cannot execute {}\n", arguments[0].to_string_lossy());
+        // SAFETY: descriptor 2 is the error file, the text outlives the call.
+        unsafe { libc::write(2, text.as_ptr().cast(), text.len()) };
+    }
+}
+
+/// Closes every descriptor from `first` on (close_range(2), Linux 5.9; before it, one by one).
+#[allow(unsafe_code)]
+unsafe fn close_from(first: i32) {
+    // SAFETY: the caller vouches that nothing uses these descriptors any more.
+    unsafe {
+        if libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) == 0 {
+            return;
+        }
+        for fd in first..libc::sysconf(libc::_SC_OPEN_MAX).clamp(1024, 1 << 20) as i32 {
+            libc::close(fd);
+        }
+    }
+}
+
+fn memory_file() -> Result<File> {
+    nix::sys::memfd::memfd_create(c"squashfuse errors", nix::sys::memfd::MFdFlags::MFD_CLOEXEC)
+        .map(File::from)
+        .map_err(|e| Error::step("making a file for squashfuse's errors", e))
+}
+
+impl Server {
+    /// Mounts at `target` (in the sandbox's mount namespace) and lets squashfuse serve it.
+    pub fn mount(mut self, image: &Path, target: &Path, uid: u32, gid: u32) -> Result<()> {
+        let options =
+            format!("fd={},rootmode=40000,user_id={uid},group_id={gid}", self.fuse.as_fd().as_raw_fd());
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_RDONLY;
+        mount(Some("squashfuse"), target, Some("fuse.squashfuse"), flags, Some(options.as_str()))
+            .map_err(|e| Error::step(format_args!("mounting FUSE for {}", image.display()), e))?;
+        nix::unistd::write(&self.go, &[1]).map_err(|e| Error::step("telling squashfuse to start", e))?;
+        // Ours must be closed, or squashfuse's death would leave the mount waiting for an answer.
+        drop(self.fuse);
+        // The first look waits for squashfuse's answer; it fails when squashfuse does.
+        match std::fs::metadata(target) {
+            Ok(_) => Ok(()),
+            Err(e) => {
+                let mut text = String::new();
+                // squashfuse may still be writing its last words.
+                std::thread::sleep(std::time::Duration::from_millis(50));
+                let _ = self.errors.rewind();
+                let _ = self.errors.take(4096).read_to_string(&mut text);
+                Err(Error::new(
+                    Code::SquashfsMount,
+                    format!(
+                        "{} does not serve {}: {e}{}{}",
+                        self.program.display(),
+                        image.display(),
+                        if text.is_empty() { "" } else { "; it says: " },
+                        text.trim(),
+                    ),
+                    "the image may be damaged (`unsquashfs -s FILE` reads its header), compressed by something this \
+                     squashfuse lacks, or squashfuse may be built on libfuse 2, which cannot be handed a mount",
+                ))
+            }
+        }
+    }
+}
+
+/// Mounts by the kernel, with a loop device.
+pub fn mount_by_kernel(image: &Path, target: &Path) -> Result<()> {
+    let failed = |what: String| {
+        move |e: std::io::Error| {
+            Error::new(
+                Code::SquashfsMount,
+                format!("{what}: {e}"),
+                "check the image with `unsquashfs -s FILE`; the kernel's log (dmesg) has its own words",
+            )
+        }
+    };
+    let file = File::open(image).map_err(failed(format!("opening {}", image.display())))?;
+    let (device, _open) =
+        loopdev::attach(&file).map_err(failed(format!("attaching {} to a loop device", image.display())))?;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_RDONLY;
+    mount(Some(&device), target, Some("squashfs"), flags, None::<&Path>)
+        .map_err(|e| failed(format!("mounting {} ({})", image.display(), device.display()))(e.into()))
+}
+
+/// Whether root can mount SquashFS here: a loop device and the file system's driver.
+pub fn kernel_can() -> bool {
+    let listed = std::fs::read_to_string("/proc/filesystems")
+        .is_ok_and(|list| list.lines().any(|l| l.trim() == "squashfs"));
+    // The driver may be a module that mount(2) loads.
+    let module = || {
+        let release = nix::sys::utsname::uname().map(|u| OsString::from(u.release())).unwrap_or_default();
+        let dir = Path::new("/lib/modules").join(release).join("kernel/fs/squashfs");
+        dir.is_dir()
+    };
+    Path::new("/dev/loop-control").exists() && (listed || module())
+}
+

@@ -1,0 +1,144 @@
+//! Can this command run, and can its MPI talk to the launcher? Judged in the view that it will have.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use abi_probe::elf::Arch;
+use abi_probe::linkmap::{self, Unrunnable};
+use abi_probe::mpi::{self, Family, Mpi, Pmi};
+use abi_probe::rootfs::{Entry, Kind, Lookup, View};
+use pmi_shim::fit::{self, ImageMpi};
+
+use crate::cli::MpiMode;
+use crate::environ::Environ;
+use crate::error::{Code, Error, Result};
+use crate::job::JobStep;
+use crate::plan::MpiVerdict;
+
+/// Finds the command as the container's execvp would.
+pub fn find_program(view: &View, command: &OsStr, workdir: &Path, environ: &Environ) -> Result<Entry> {
+    let shown = command.display();
+    let not_found = |what: String, cure: &str| Err(Error::new(Code::ProgramNotFound, what, cure));
+    if command.is_empty() {
+        return not_found("the command is empty".into(), "name a program");
+    }
+    let candidates: Vec<PathBuf> = if command.as_bytes().contains(&b'/') {
+        vec![workdir.join(command)]
+    } else {
+        let path = environ.get_os("PATH").map(OsStr::to_owned).unwrap_or_default();
+        let dirs = path.as_bytes().split(|b| *b == b':').map(|d| workdir.join(OsStr::from_bytes(d)));
+        dirs.map(|d| d.join(command)).collect()
+    };
+    let mut refused = None;
+    for candidate in &candidates {
+        match view.lookup(candidate) {
+            Ok(Lookup::Exists(entry)) if entry.is_executable() => return Ok(entry),
+            Ok(Lookup::Exists(entry)) => {
+                let why = match entry.kind {
+                    Kind::File => format!("its mode is {:o}, without execute permission", entry.mode),
+                    kind => format!("it is {}", kind.article()),
+                };
+                refused.get_or_insert(Error::new(
+                    Code::ProgramNotExecutable,
+                    format!("{} inside the container cannot be executed: {why}", candidate.display()),
+                    "name a program; `chmod +x` makes a file one",
+                ));
+            }
+            Ok(Lookup::Missing { .. }) => {}
+            Err(e) if candidates.len() == 1 => {
+                return not_found(format!("{shown} cannot be found inside the container: {e}"), "repair the image");
+            }
+            Err(_) => {}
+        }
+    }
+    if let Some(e) = refused {
+        return Err(e);
+    }
+    if candidates.len() == 1 && command.as_bytes().contains(&b'/') {
+        let path = candidates[0].display();
+        return not_found(
+            format!("{path} does not exist inside the container"),
+            "check the path: home, working directory and /tmp are the host's, all else is the image's; --bind shows \
+             more of the host",
+        );
+    }
+    let path = environ.get("PATH").unwrap_or_default();
+    not_found(
+        format!("{shown} is in no directory of the container's PATH ({path})"),
+        "give its path inside the image, or set --env PATH=…",
+    )
+}
+
+/// Judges the program; `Ok` means that it may start.
+pub fn judge(
+    view: &View,
+    program: &Entry,
+    environ: &Environ,
+    job: Option<&JobStep>,
+    mode: MpiMode,
+) -> Result<MpiVerdict> {
+    let failed = |e: abi_probe::Error| {
+        Error::new(
+            Code::ProgramNotExecutable,
+            format!("{} cannot be looked at: {e}", program.path.display()),
+            "the file, or a library of it, is damaged or may not be read: build or copy it again",
+        )
+    };
+    let library_path = environ.get("LD_LIBRARY_PATH");
+    let map = linkmap::link(view, program, library_path.as_deref()).map_err(failed)?.map_err(unrunnable)?;
+    let Some(mpi) = mpi::identify(view, &map).map_err(failed)? else { return Ok(MpiVerdict::NoneSeen) };
+    let Some(job) = job else { return Ok(MpiVerdict::Own { mpi }) };
+    match fit::judge(&job.rank, &facts(&mpi), |name| environ.get(name)) {
+        Ok(()) => Ok(MpiVerdict::Own { mpi }),
+        Err(misfit) if mode == MpiMode::Image => Ok(MpiVerdict::Forced { mpi, why: misfit.why }),
+        Err(misfit) => Err(Error::new(
+            Code::PmiMismatch,
+            misfit.why,
+            format!("{} (--mpi=image runs it all the same)", misfit.cure),
+        )),
+    }
+}
+
+fn facts(mpi: &Mpi) -> ImageMpi {
+    ImageMpi {
+        described: mpi.describe(),
+        simple: mpi.pmi.contains(&Pmi::Simple),
+        pmix: mpi.pmi.contains(&Pmi::Pmix),
+        open_mpi: (mpi.family == Family::OpenMpi).then(|| mpi.major().unwrap_or(4)),
+    }
+}
+
+fn unrunnable(why: Unrunnable) -> Error {
+    match why {
+        Unrunnable::InterpreterMissing { file, interpreter } => Error::new(
+            Code::InterpreterMissing,
+            format!(
+                "{} needs {}, which does not exist inside the container",
+                file.display(),
+                interpreter.display()
+            ),
+            "install it in the image; a program built on the host needs an image with the same loader",
+        ),
+        Unrunnable::NoFormat { file, magic } => Error::new(
+            Code::ProgramNotExecutable,
+            format!("{} is neither an ELF program nor a script with a #! line: it begins with \"{magic}\"", file.display()),
+            "begin a script with #!/bin/sh, or name its interpreter: hpc-launch IMAGE sh SCRIPT",
+        ),
+        Unrunnable::WrongArch { file, arch } => Error::new(
+            Code::WrongArchitecture,
+            format!("{} is a program for {arch}, this machine is {}", file.display(), Arch::NATIVE),
+            "use an image for this machine's architecture",
+        ),
+        Unrunnable::TooManyInterpreters { file } => Error::new(
+            Code::InterpreterMissing,
+            format!("{}: its #! lines lead from script to script, deeper than the kernel follows", file.display()),
+            "let the #! line name a program",
+        ),
+    }
+}
+
+/// For messages and JSON: arguments as text.
+pub fn lossy(arguments: &[OsString]) -> Vec<String> {
+    arguments.iter().map(|a| a.to_string_lossy().into_owned()).collect()
+}
