@@ -1,1 +1,11 @@
 //! End-to-end tests of hpc-launch: helpers shared by the tests.
+//!
+//! A test asserts the message and the fact. Every program is run through [`run::Run`]: with a limit of
+//! time, an environment made from nothing, and a look for processes that it left behind. What a test
+//! changes on the host (a bind over /dev/fuse, a site's configuration) it changes in a mount namespace
+//! of its own.
+
+pub mod canary;
+pub mod host;
+pub mod image;
+pub mod run;

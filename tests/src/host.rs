@@ -1,0 +1,106 @@
+//! What the tests are given: the launcher, the images, the plain user.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+/// As whom a program runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Who {
+    /// Root.
+    Root,
+    /// The plain user: the test account when we are root, else ourselves.
+    User,
+}
+
+/// Everyone whom the tests can be: root and the plain user, or only the user who runs them.
+pub fn everyone() -> &'static [Who] {
+    if is_root() { &[Who::Root, Who::User] } else { &[Who::User] }
+}
+
+/// Whether the tests run as root.
+pub fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+/// A user of this machine.
+#[derive(Clone, Debug)]
+pub struct Account {
+    /// The name.
+    pub name: String,
+    /// The number.
+    pub uid: u32,
+    /// The group's number.
+    pub gid: u32,
+    /// The home directory.
+    pub home: PathBuf,
+}
+
+impl Who {
+    /// The account behind it.
+    pub fn account(self) -> &'static Account {
+        static ROOT: OnceLock<Account> = OnceLock::new();
+        static USER: OnceLock<Account> = OnceLock::new();
+        match self {
+            Who::Root => ROOT.get_or_init(|| account("root")),
+            Who::User if is_root() => USER.get_or_init(|| {
+                account(&env::var("HPC_LAUNCH_TEST_USER").unwrap_or_else(|_| "hpcl".to_owned()))
+            }),
+            Who::User => USER.get_or_init(|| account(&nix::unistd::geteuid().to_string())),
+        }
+    }
+}
+
+/// A line of /etc/passwd; the tests' accounts are local ones.
+fn account(name_or_uid: &str) -> Account {
+    let table = std::fs::read_to_string("/etc/passwd").expect("/etc/passwd can be read");
+    let found = table.lines().find_map(|line| {
+        let fields: Vec<&str> = line.split(':').collect();
+        let &[name, _, uid, gid, _, home, _] = fields.as_slice() else { return None };
+        let account = Account {
+            name: name.to_owned(),
+            uid: uid.parse().ok()?,
+            gid: gid.parse().ok()?,
+            home: PathBuf::from(home),
+        };
+        (name == name_or_uid || uid == name_or_uid).then_some(account)
+    });
+    found.unwrap_or_else(|| {
+        panic!("there is no account {name_or_uid}: `cargo xtask test` makes the test user")
+    })
+}
+
+/// The repository.
+fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the repository")
+}
+
+/// The launcher under test: $HPC_LAUNCH_BIN, else the release build in the repository.
+pub fn launcher() -> &'static Path {
+    static FOUND: OnceLock<PathBuf> = OnceLock::new();
+    FOUND.get_or_init(|| {
+        let path = env::var_os("HPC_LAUNCH_BIN").map_or_else(
+            || {
+                let triple = format!("{}-unknown-linux-gnu", env::consts::ARCH);
+                repository().join("target").join(triple).join("release/hpc-launch")
+            },
+            PathBuf::from,
+        );
+        assert!(path.is_file(), "there is no {}: run `cargo xtask test`", path.display());
+        path
+    })
+}
+
+/// A test image: $HPC_LAUNCH_IMAGES/NAME, else target/images/NAME of the repository.
+pub fn image(name: &str) -> PathBuf {
+    let dir =
+        env::var_os("HPC_LAUNCH_IMAGES").map_or_else(|| repository().join("target/images"), PathBuf::from);
+    let path = dir.join(name);
+    assert!(path.exists(), "there is no {}: run `cargo xtask images {name}`", path.display());
+    path
+}
+
+/// Whether everything is to be run, not a sample of it.
+pub fn full() -> bool {
+    env::var("HPC_LAUNCH_FULL").is_ok_and(|v| v == "1")
+}
