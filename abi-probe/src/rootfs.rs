@@ -100,6 +100,15 @@ enum Source {
     Empty,
 }
 
+/// What one call to openat2 can tell.
+enum Direct {
+    Exists(Entry),
+    /// It is not there, and no link is on the way as far as the way goes.
+    Missing,
+    /// There are links, or openat2 is not to be had: walk.
+    Unknown,
+}
+
 #[derive(Debug)]
 struct Layer {
     at: PathBuf,
@@ -170,6 +179,13 @@ impl View {
 
     /// The entry, or `None` when it is missing or its path leads through something that is no directory.
     pub fn find(&self, path: &Path) -> Result<Option<Entry>> {
+        if path.as_os_str().len() <= PATH_MAX {
+            match self.direct(&plain(path))? {
+                Direct::Exists(entry) => return Ok(Some(entry)),
+                Direct::Missing => return Ok(None),
+                Direct::Unknown => {}
+            }
+        }
         match self.lookup(path) {
             Ok(Lookup::Exists(e)) => Ok(Some(e)),
             Ok(Lookup::Missing { .. }) | Err(Error::NotADirectory { .. }) => Ok(None),
@@ -181,8 +197,22 @@ impl View {
         if path.as_os_str().len() > PATH_MAX {
             return Err(Error::TooLong { path: path.to_owned() });
         }
-        if let Some(entry) = self.direct(path)? {
-            return Ok(Lookup::Exists(entry));
+        let path = &plain(path);
+        match self.direct(path)? {
+            Direct::Exists(entry) => return Ok(Lookup::Exists(entry)),
+            // No link on the way, so the parents have none either: the deepest one that exists is near.
+            Direct::Missing => {
+                for parent in path.ancestors().skip(1) {
+                    if let Direct::Exists(parent) = self.direct(parent)? {
+                        let rest = path.strip_prefix(&parent.path).unwrap_or(path).to_owned();
+                        return match parent.kind {
+                            Kind::Directory => Ok(Lookup::Missing { parent, rest }),
+                            _ => Err(Error::NotADirectory { path: parent.path }),
+                        };
+                    }
+                }
+            }
+            Direct::Unknown => {}
         }
         let mut pending: VecDeque<OsString> = components(path);
         let mut here = vec![self.layer_root(Path::new("/"), 0)?];
@@ -241,30 +271,32 @@ impl View {
         Ok(Lookup::Exists(here.pop().expect("the root is never popped")))
     }
 
-    /// A path without any link in one system call; `None` says: walk.
-    fn direct(&self, path: &Path) -> Result<Option<Entry>> {
-        if !self.openat2.get() || !path.is_absolute() {
-            return Ok(None);
+    /// A path without any link in one system call.
+    fn direct(&self, path: &Path) -> Result<Direct> {
+        if !self.openat2.get() || path.components().any(|c| matches!(c, Component::ParentDir)) {
+            return Ok(Direct::Unknown);
         }
-        if path.components().any(|c| matches!(c, Component::ParentDir)) {
-            return Ok(None);
-        }
-        let path: PathBuf = path.components().collect();
-        let (index, rest) = self.layer_of(&path);
-        let Source::Tree(root) = &self.layers[index].source else { return Ok(None) };
+        let (index, rest) = self.layer_of(path);
+        let Source::Tree(root) = &self.layers[index].source else {
+            return match rest.as_os_str().is_empty() {
+                true => self.layer_root(path, index).map(Direct::Exists),
+                false => Ok(Direct::Missing),
+            };
+        };
         if rest.as_os_str().is_empty() {
-            return self.layer_root(&path, index).map(Some);
+            return self.layer_root(path, index).map(Direct::Exists);
         }
         let how = OpenHow::new()
             .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
             .resolve(ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_BENEATH);
-        match openat2(root, rest, how) {
-            Ok(fd) => entry(Rc::new(fd), path, index).map(Some),
+        match openat2(&**root, rest, how) {
+            Ok(fd) => entry(Rc::new(fd), path.to_owned(), index).map(Direct::Exists),
+            Err(Errno::ENOENT) => Ok(Direct::Missing),
             Err(Errno::ENOSYS) | Err(Errno::EPERM) => {
                 self.openat2.set(false);
-                Ok(None)
+                Ok(Direct::Unknown)
             }
-            Err(_) => Ok(None),
+            Err(_) => Ok(Direct::Unknown),
         }
     }
 
@@ -346,6 +378,11 @@ fn read_link(entry: &Entry) -> Result<PathBuf> {
     // An empty path reads the link that the descriptor itself names (readlinkat(2), since 2.6.39).
     let target = readlinkat(fd, "").map_err(|e| Error::io("read the link", &entry.path, e))?;
     Ok(PathBuf::from(OsString::from_vec(target.into_vec())))
+}
+
+/// From the root, without `.` and doubled slashes.
+fn plain(path: &Path) -> PathBuf {
+    Path::new("/").components().chain(path.components().skip_while(|c| *c == Component::RootDir)).filter(|c| *c != Component::CurDir).collect()
 }
 
 fn components(path: &Path) -> VecDeque<OsString> {

@@ -1,4 +1,5 @@
 //! `hpc-launch`: one containerised MPI rank per slot of the host's own launcher. See docs/ARCHITECTURE.md.
+#![cfg_attr(not(test), no_main)]
 
 mod cli;
 mod config;
@@ -13,7 +14,6 @@ mod sandbox;
 mod verdict;
 
 use std::io::Write;
-use std::process::ExitCode;
 
 use clap::Parser;
 
@@ -24,22 +24,33 @@ use crate::error::{Code, EXIT_REFUSED, Error, Result};
 use crate::job::{JobStep, once};
 use crate::rank::Request;
 
-fn main() -> ExitCode {
+/// The C library's entry. Rust's own would ignore SIGPIPE, which the program would then inherit through
+/// exec, and would spend a tenth of a joining rank's time on a stack guard that nothing here needs.
+#[cfg(not(test))]
+#[allow(unsafe_code)]
+// SAFETY: no other symbol of that name is linked; the signature is C's, the arguments are not touched.
+#[unsafe(no_mangle)]
+pub extern "C" fn main(_argc: i32, _argv: *const *const u8) -> i32 {
+    i32::from(start())
+}
+
+/// Everything; answers the exit status.
+fn start() -> u8 {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) => {
             let asked = !e.use_stderr();
             let _ = e.print();
-            return if asked { ExitCode::SUCCESS } else { ExitCode::from(EXIT_REFUSED) };
+            return if asked { 0 } else { EXIT_REFUSED };
         }
     };
     let environ = Environ::of_process();
     let job = JobStep::of_process(&environ);
     match dispatch(cli, environ, job.clone()) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => 0,
         Err(e) => {
             report_once(job.as_ref(), &e);
-            ExitCode::from(e.code.exit())
+            e.code.exit()
         }
     }
 }

@@ -62,7 +62,7 @@ pub fn daemon(identity: &[(String, String)]) -> Option<(i32, u64)> {
 /// Whether the process started with every one of these variables. One that may not be read (root's
 /// slurmstepd) is no wrapper of ours.
 fn carries(pid: i32, identity: &[(String, String)]) -> bool {
-    let Ok(environ) = std::fs::read(format!("/proc/{pid}/environ")) else { return false };
+    let Some(environ) = read(&format!("/proc/{pid}/environ")) else { return false };
     identity.iter().all(|(name, value)| {
         environ.split(|b| *b == 0).any(|v| {
             v.strip_prefix(name.as_bytes()).and_then(|v| v.strip_prefix(b"=")) == Some(value.as_bytes())
@@ -70,11 +70,27 @@ fn carries(pid: i32, identity: &[(String, String)]) -> bool {
     })
 }
 
+/// A file of /proc in few calls: their size is not known beforehand.
+fn read(path: &str) -> Option<Vec<u8>> {
+    let mut file = File::open(path).ok()?;
+    let mut bytes = vec![0; 16 << 10];
+    let mut have = 0;
+    loop {
+        match file.read(&mut bytes[have..]).ok()? {
+            0 => break,
+            n => have += n,
+        }
+        if have == bytes.len() {
+            bytes.resize(2 * have, 0);
+        }
+    }
+    bytes.truncate(have);
+    Some(bytes)
+}
+
 /// Parent and start time (fields 4 and 22 of /proc/PID/stat; the name before may hold anything).
 fn stat(pid: i32) -> Option<(i32, u64)> {
-    let mut text = Vec::with_capacity(512);
-    File::open(format!("/proc/{pid}/stat")).ok()?.take(4096).read_to_end(&mut text).ok()?;
-    let text = String::from_utf8_lossy(&text).into_owned();
+    let text = String::from_utf8_lossy(&read(&format!("/proc/{pid}/stat"))?).into_owned();
     let mut fields = text[text.rfind(')')? + 1..].split_ascii_whitespace();
     let ppid = fields.nth(1)?.parse().ok()?;
     let start = fields.nth(17)?.parse().ok()?;
@@ -122,7 +138,8 @@ pub fn find(step: &JobStep, mark: &Mark) -> Found {
 fn children(pid: i32) -> Option<Vec<i32>> {
     let mut found = None;
     for task in std::fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten() {
-        if let Ok(list) = std::fs::read_to_string(task.path().join("children")) {
+        if let Some(list) = read(&format!("/proc/{pid}/task/{}/children", task.file_name().display())) {
+            let list = String::from_utf8_lossy(&list);
             let pids = list.split_ascii_whitespace().filter_map(|c| c.parse::<i32>().ok());
             found.get_or_insert_with(Vec::new).extend(pids);
         }

@@ -3,6 +3,7 @@
 //! Every mount point is opened inside the new root, component by component, and mounted on through its
 //! descriptor: a path that became a link meanwhile is refused, not followed.
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -58,6 +59,8 @@ pub struct Building {
     staged: bool,
     /// The mount of the image itself.
     base: Option<Rc<OwnedFd>>,
+    /// The root as last opened; forgotten when something else is mounted there.
+    opened: RefCell<Option<View>>,
 }
 
 impl Building {
@@ -66,7 +69,7 @@ impl Building {
         match (image.kind, how) {
             (ImageKind::Directory, _) | (_, None) => {
                 do_mount("binding the image", Some(&image.path), &image.path, None, MsFlags::MS_BIND | MsFlags::MS_REC, None)?;
-                Building { root: image.path.clone(), staged: false, base: None }.based()
+                Building::at(image.path.clone()).based()
             }
             (ImageKind::Squashfs, Some(how)) => {
                 // The image file may lie below the stage: hold it.
@@ -75,7 +78,7 @@ impl Building {
                     .custom_flags(libc::O_CLOEXEC)
                     .open(&image.path)
                     .map_err(|e| Error::step(format_args!("opening {}", image.path.display()), e))?;
-                let mut building = Building { root: PathBuf::new(), staged: false, base: None };
+                let mut building = Building::at(PathBuf::new());
                 building.stage()?;
                 let root = Path::new(STAGE).join("root");
                 mkdir(&root)?;
@@ -83,10 +86,19 @@ impl Building {
                     (How::Squashfuse(_), Some(server)) => server.mount(&image.path, &root, uid, gid)?,
                     _ => squashfs::mount_by_kernel(&path_of(&file.into()), &root)?,
                 }
-                building.root = root;
+                building.move_root(root);
                 building.based()
             }
         }
+    }
+
+    fn at(root: PathBuf) -> Building {
+        Building { root, staged: false, base: None, opened: RefCell::new(None) }
+    }
+
+    fn move_root(&mut self, root: PathBuf) {
+        self.root = root;
+        self.opened.replace(None);
     }
 
     /// The image's root, to be looked at.
@@ -124,7 +136,7 @@ impl Building {
                 let root = Path::new(STAGE).join("root");
                 mkdir(&root)?;
                 do_mount("moving the image", Some(&path_of(&old)), &root, None, MsFlags::MS_MOVE, None)?;
-                self.root = root;
+                self.move_root(root);
             }
         }
         Ok(())
@@ -146,7 +158,7 @@ impl Building {
                     let extra = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
                     remount(&root, extra, "making the root read-only")?;
                 }
-                Step::Relay { at, by: Relay::Tmpfs, make } => self.relay_by_tmpfs(at, make)?,
+                Step::Relay { at, by: Relay::Tmpfs, make } => self.relay_by_tmpfs(at, make, &covered(&steps[i..]))?,
                 Step::Relay { at, by: Relay::Overlay, make } => {
                     relays += 1;
                     self.relay_by_overlay(at, make, relays, privileged)?;
@@ -175,7 +187,11 @@ impl Building {
         let changed = |why: String| {
             Error::step(format_args!("opening {} of the sandbox", at.display()), std::io::Error::other(why))
         };
-        let view = View::open(&self.root).map_err(|e| changed(e.to_string()))?;
+        let mut opened = self.opened.borrow_mut();
+        let view = match &mut *opened {
+            Some(view) => view,
+            none => none.insert(View::open(&self.root).map_err(|e| changed(e.to_string()))?),
+        };
         let entry = view.find(at).map_err(|e| changed(e.to_string()))?;
         let entry = entry.ok_or_else(|| changed("it vanished while the sandbox was built".into()))?;
         if entry.path != at {
@@ -198,12 +214,12 @@ impl Building {
             user_xattr(privileged)
         );
         do_mount("overlaying the root", Some(Path::new("hpc-launch")), &merged, Some("overlay"), MsFlags::empty(), Some(&options))?;
-        self.root = merged;
+        self.move_root(merged);
         Ok(())
     }
 
     /// Every entry of the directory is bound into a tmpfs over it; links are copied.
-    fn relay_by_tmpfs(&mut self, at: &Path, make: &[Make]) -> Result<()> {
+    fn relay_by_tmpfs(&mut self, at: &Path, make: &[Make], covered: &[&Path]) -> Result<()> {
         let old = self.open(at)?;
         let below = path_of(&old);
         let names = std::fs::read_dir(&below)
@@ -211,6 +227,9 @@ impl Building {
             .map_err(|e| Error::step(format_args!("listing {}", at.display()), e))?;
         let over = if at == Path::new("/") { self.root.clone() } else { below.clone() };
         do_mount("laying out a directory anew", Some(Path::new("hpc-launch")), &over, Some("tmpfs"), MsFlags::empty(), Some(TMPFS_OPTIONS))?;
+        if at == Path::new("/") {
+            self.move_root(self.root.clone());
+        }
         let new = self.open(at)?;
         for entry in names {
             let name = entry.file_name();
@@ -223,6 +242,9 @@ impl Building {
                 continue;
             }
             make_at(&new, Path::new(&name), kind.is_dir()).map_err(failed)?;
+            if covered.contains(&at.join(&name).as_path()) {
+                continue;
+            }
             let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
             mount(Some(&below.join(&name)), &path_of(&new).join(&name), none(), flags, none()).map_err(failed)?;
         }
@@ -307,6 +329,17 @@ impl Building {
         }
         chdir("/").map_err(|e| Error::step("entering the new root", e))
     }
+}
+
+/// Where something else will be mounted anyway.
+fn covered(steps: &[Step]) -> Vec<&Path> {
+    steps
+        .iter()
+        .filter_map(|step| match step {
+            Step::Bind { at, .. } | Step::Tmpfs { at, .. } => Some(at.as_path()),
+            _ => None,
+        })
+        .collect()
 }
 
 /// Overlays in a user namespace keep their attributes where users may (Linux 5.11).
