@@ -84,12 +84,17 @@ pub type Outcome = std::result::Result<LinkMap, Unrunnable>;
 pub fn link(view: &View, program: &Entry, ld_library_path: Option<&str>) -> Result<Outcome> {
     let mut map = LinkMap { program: program.path.clone(), ..LinkMap::default() };
     let mut object = None;
+    let mut interpreter_entry;
+    let mut entry = program;
     for _ in 0..MAX_INTERPRETERS {
-        let Some(entry) = view.find(&map.program)? else {
-            let file = map.scripts.last().cloned().unwrap_or_default();
-            return Ok(Err(Unrunnable::InterpreterMissing { file, interpreter: map.program }));
-        };
-        let file = view.open_file(&entry)?;
+        if let Some(script) = map.scripts.last() {
+            let Some(found) = view.find(&map.program)? else {
+                return Ok(Err(Unrunnable::InterpreterMissing { file: script.clone(), interpreter: map.program }));
+            };
+            interpreter_entry = found;
+            entry = &interpreter_entry;
+        }
+        let file = view.open_file(entry)?;
         if let Some(found) = elf::read(&file, &entry.path)? {
             map.program = entry.path.clone();
             object = Some(found);
@@ -99,9 +104,9 @@ pub fn link(view: &View, program: &Entry, ld_library_path: Option<&str>) -> Resu
         file.take(256).read_to_end(&mut head).map_err(|e| Error::io("read", &entry.path, e))?;
         let Some(interpreter) = shebang(&head) else {
             let magic = head.iter().take(4).flat_map(|b| b.escape_ascii()).map(char::from).collect();
-            return Ok(Err(Unrunnable::NoFormat { file: entry.path, magic }));
+            return Ok(Err(Unrunnable::NoFormat { file: entry.path.clone(), magic }));
         };
-        map.scripts.push(entry.path);
+        map.scripts.push(entry.path.clone());
         map.program = interpreter;
     }
     let Some(object) = object else {

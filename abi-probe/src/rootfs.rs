@@ -8,8 +8,8 @@
 //! of /proc is read as text, like any other). Where openat2(2) exists, a path without links costs
 //! one call.
 
-use std::cell::Cell;
-use std::collections::VecDeque;
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, VecDeque};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::Read;
@@ -74,6 +74,8 @@ pub struct Entry {
     pub mode: u32,
     /// Device and inode, the file's identity on this node.
     pub id: (u64, u64),
+    /// Size in bytes.
+    pub size: u64,
     /// Index of the layer it lies in; 0 is the image.
     pub layer: usize,
     fd: Option<Rc<OwnedFd>>,
@@ -120,6 +122,8 @@ struct Layer {
 pub struct View {
     layers: Vec<Layer>,
     openat2: Cell<bool>,
+    /// Directories reached through links, and where they led; forgotten when a layer is added.
+    led: RefCell<HashMap<PathBuf, PathBuf>>,
 }
 
 impl View {
@@ -128,12 +132,12 @@ impl View {
         let fd = openat(AT_FDCWD, root, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
             .map_err(|e| Error::io("open", root, e))?;
         let layers = vec![Layer { at: PathBuf::from("/"), source: Source::Tree(Rc::new(fd)) }];
-        Ok(View { layers, openat2: Cell::new(true) })
+        Ok(View { layers, openat2: Cell::new(true), led: RefCell::default() })
     }
 
     /// The image alone, without what is laid over it.
     pub fn base(&self) -> View {
-        let mut view = View { layers: Vec::new(), openat2: self.openat2.clone() };
+        let mut view = View { layers: Vec::new(), openat2: self.openat2.clone(), led: RefCell::default() };
         if let Source::Tree(fd) = &self.layers[0].source {
             view.lay(Path::new("/"), Rc::clone(fd));
         }
@@ -144,11 +148,13 @@ impl View {
     /// link-free path of this view (from [`View::lookup`]).
     pub fn lay(&mut self, at: &Path, source: Rc<OwnedFd>) {
         self.layers.push(Layer { at: at.to_owned(), source: Source::Tree(source) });
+        self.led.borrow_mut().clear();
     }
 
     /// Lays an empty directory over `at` (a fresh tmpfs).
     pub fn lay_empty(&mut self, at: &Path) {
         self.layers.push(Layer { at: at.to_owned(), source: Source::Empty });
+        self.led.borrow_mut().clear();
     }
 
     /// The layer that answers for `path`, and the path below it. Later layers cover earlier ones.
@@ -214,6 +220,24 @@ impl View {
             }
             Direct::Unknown => {}
         }
+        // Libraries lie in few directories: their links are followed once.
+        let led = path.parent().and_then(|p| self.led.borrow().get(p).cloned());
+        if let (Some(led), Some(name)) = (led, path.file_name())
+            && let Direct::Exists(entry) = self.direct(&led.join(name))?
+        {
+            return Ok(Lookup::Exists(entry));
+        }
+        let found = self.walk_by_hand(path, follow_last)?;
+        if let (Lookup::Exists(entry), Some(asked)) = (&found, path.parent())
+            && entry.path.file_name() == path.file_name()
+            && let Some(led) = entry.path.parent()
+        {
+            self.led.borrow_mut().insert(asked.to_owned(), led.to_owned());
+        }
+        Ok(found)
+    }
+
+    fn walk_by_hand(&self, path: &Path, follow_last: bool) -> Result<Lookup> {
         let mut pending: VecDeque<OsString> = components(path);
         let mut here = vec![self.layer_root(Path::new("/"), 0)?];
         let mut links = 0;
@@ -307,6 +331,7 @@ impl View {
                 kind: Kind::Directory,
                 mode: 0o755,
                 id: (0, 0),
+                size: 0,
                 layer,
                 fd: None,
             }),
@@ -347,7 +372,8 @@ impl View {
     /// The first `limit` bytes of a regular file, or `None` if there is no such file.
     pub fn read(&self, path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
         let Some(entry) = self.find(path)? else { return Ok(None) };
-        let mut bytes = Vec::new();
+        // One more than its size, so that the end is found in the same call.
+        let mut bytes = Vec::with_capacity(entry.size.min(limit) as usize + 1);
         self.open_file(&entry)?
             .take(limit)
             .read_to_end(&mut bytes)
@@ -367,6 +393,7 @@ fn entry(fd: Rc<OwnedFd>, path: PathBuf, layer: usize) -> Result<Entry> {
         kind: Kind::of(&stat),
         mode: stat.st_mode & 0o7777,
         id: (stat.st_dev, stat.st_ino),
+        size: u64::try_from(stat.st_size).unwrap_or(0),
         path,
         layer,
         fd: Some(fd),

@@ -4,8 +4,8 @@ use std::ffi::{CString, OsStr, OsString};
 use std::hash::Hash;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 
 use abi_probe::rootfs::{Kind as FileKind, View};
 use nix::errno::Errno;
@@ -62,10 +62,19 @@ impl Myself {
     }
 }
 
-/// A sandbox entered, and what the exec needs.
-struct Inside {
-    environment: ImageEnvironment,
-    plan: Option<Plan>,
+/// A sandbox entered.
+enum Inside {
+    /// Built by this rank, which has everything that the exec needs.
+    Built(Ready),
+    /// Joined; this is the image's environment.
+    Joined(ImageEnvironment),
+}
+
+/// What the exec needs.
+struct Ready {
+    workdir: PathBuf,
+    program: PathBuf,
+    environ: Environ,
 }
 
 impl Request {
@@ -115,7 +124,7 @@ impl Request {
                         return self.join(image, &namespaces);
                     }
                     Found::SameStep(namespaces) => {
-                        let entered = Entered::new(myself, namespaces.user.as_ref())?;
+                        let entered = Entered::new(myself, Some(&namespaces.user))?;
                         return self.build(image, myself, entered, Some((mark, &lock)));
                     }
                     Found::None => {
@@ -141,13 +150,13 @@ impl Request {
                 ImageEnvironment::read(image, &view)?
             }
         };
-        Ok(Inside { environment, plan: None })
+        Ok(Inside::Joined(environment))
     }
 
     /// Plans and builds; on return this process is inside.
     fn build(&self, image: &Image, myself: &Myself, entered: Entered, meeting: Option<(&Mark, &Lock)>) -> Result<Inside> {
         let mark = meeting.map(|(mark, _)| mark);
-        let Drafted { plan, sources, building, environment } = self.draft(image, myself, &entered, mark)?;
+        let Drafted { plan, sources, building, environment, environ, program } = self.draft(image, myself, &entered, mark)?;
         let text = mark.map(Mark::text);
         building.carry_out(&plan.steps, &sources, text.as_deref(), !entered.in_user_namespace)?;
         if let Some((mark, lock)) = meeting {
@@ -155,10 +164,11 @@ impl Request {
                 write_note(ENVIRONMENT_NOTE, &environment);
             }
             write_note(PLAN_NOTE, &plan);
-            notes::write(&program_note(&plan.program, &self.environ, &environment), b"");
-            lock.hand_over(&mark.text(), || namespace::own(entered.in_user_namespace))?;
+            notes::write(&program_note(program, &environ), b"");
+            lock.hand_over(&mark.text(), namespace::own)?;
         }
-        Ok(Inside { environment, plan: Some(plan) })
+        self.say(&plan);
+        Ok(Inside::Built(Ready { workdir: plan.workdir, program: plan.program, environ }))
     }
 
     /// Attaches the image in this process's own namespaces, and plans the rest.
@@ -203,6 +213,7 @@ impl Request {
         let command = self.command.first().map(OsString::as_os_str).unwrap_or_default();
         let program = verdict::find_program(&view, command, &workdir, &environ)?;
         let mpi = verdict::judge(&view, &program, &environ, self.job.as_ref(), self.config.mpi.value)?;
+        let id = program.id;
         let plan = Plan {
             version: VERSION,
             image: image.clone(),
@@ -216,7 +227,7 @@ impl Request {
             mpi,
             notes: remarks,
         };
-        Ok(Drafted { plan, sources: sources.handles, building, environment })
+        Ok(Drafted { plan, sources, building, environment, environ, program: id })
     }
 
     /// The plan alone. To be called in a process that ends afterwards: it is in namespaces of its own.
@@ -258,30 +269,53 @@ impl Request {
 
     /// Becomes the program.
     fn execute(&self, image: &Image, myself: &Myself, inside: Inside) -> Result<std::convert::Infallible> {
-        let (workdir, program, environ) = match inside.plan {
-            Some(plan) => {
-                self.say(&plan);
-                let (environ, _) = environment::make(&self.environ, &inside.environment, &self.config, &plan.workdir);
-                (plan.workdir, plan.program, environ)
-            }
-            None => {
-                let view = View::open(Path::new("/")).map_err(in_image(&image.given))?;
-                let (workdir, _) = self.workdir(&view, myself, &inside.environment)?;
-                let (environ, _) = environment::make(&self.environ, &inside.environment, &self.config, &workdir);
-                let command = self.command.first().map(OsString::as_os_str).unwrap_or_default();
-                let program = verdict::find_program(&view, command, &workdir, &environ)?;
-                // The first rank judged this program already, in most jobs.
-                let note = program_note(&program.path, &self.environ, &inside.environment);
-                if notes::read(&note).is_none() {
-                    verdict::judge(&view, &program, &environ, self.job.as_ref(), self.config.mpi.value)?;
-                    notes::write(&note, b"");
-                }
-                (workdir, program.path, environ)
-            }
+        let Ready { workdir, program, environ } = match inside {
+            Inside::Built(ready) => ready,
+            Inside::Joined(environment) => match self.ready_at_once(myself, &environment) {
+                Some(ready) => ready,
+                None => self.ready(image, myself, &environment)?,
+            },
         };
         nix::unistd::chdir(&workdir)
             .map_err(|e| Error::step(format_args!("entering {} inside", workdir.display()), e))?;
         exec(&self.command, &workdir, &program, &environ)
+    }
+
+    /// For a rank that joined and does what the first rank did: same directory, a program that was judged.
+    fn ready_at_once(&self, myself: &Myself, image: &ImageEnvironment) -> Option<Ready> {
+        let workdir = match &self.config.workdir.value {
+            Some(_) => return None,
+            None => myself.cwd.clone()?,
+        };
+        nix::unistd::chdir(&workdir).ok()?;
+        let command = self.command.first()?;
+        let (environ, _) = environment::make(&self.environ, image, &self.config, &workdir);
+        let program = match command.as_bytes().contains(&b'/') {
+            true => PathBuf::from(command),
+            false => {
+                let path = environ.get_os("PATH")?.as_bytes().split(|b| *b == b':');
+                let candidate = |dir| Path::new(OsStr::from_bytes(dir)).join(command);
+                path.map(candidate).find(|p| std::fs::metadata(p).is_ok_and(|m| m.is_file()))?
+            }
+        };
+        let meta = std::fs::metadata(&program).ok()?;
+        let judged = notes::exists(&program_note((meta.dev(), meta.ino()), &environ));
+        judged.then_some(Ready { workdir, program, environ })
+    }
+
+    /// For a rank that joined, with every check.
+    fn ready(&self, image: &Image, myself: &Myself, environment: &ImageEnvironment) -> Result<Ready> {
+        let view = View::open(Path::new("/")).map_err(in_image(&image.given))?;
+        let (workdir, _) = self.workdir(&view, myself, environment)?;
+        let (environ, _) = environment::make(&self.environ, environment, &self.config, &workdir);
+        let command = self.command.first().map(OsString::as_os_str).unwrap_or_default();
+        let program = verdict::find_program(&view, command, &workdir, &environ)?;
+        let note = program_note(program.id, &environ);
+        if !notes::exists(&note) {
+            verdict::judge(&view, &program, &environ, self.job.as_ref(), self.config.mpi.value)?;
+            notes::write(&note, b"");
+        }
+        Ok(Ready { workdir, program: program.path, environ })
     }
 
     /// What people should know, once per node: the builder speaks.
@@ -302,9 +336,12 @@ impl Request {
 /// Everything that a draft yields.
 struct Drafted {
     plan: Plan,
-    sources: Vec<Rc<OwnedFd>>,
+    sources: Sources,
     building: Building,
     environment: ImageEnvironment,
+    environ: Environ,
+    /// Device and inode of the program.
+    program: (u64, u64),
 }
 
 /// The user namespace in which the sandbox will be.
@@ -342,10 +379,9 @@ fn write_note(name: &str, value: &impl serde::Serialize) {
     }
 }
 
-/// The note that says that a program was judged: it depends on its path and on where libraries are found.
-fn program_note(program: &Path, environ: &Environ, image: &ImageEnvironment) -> String {
-    let image: Vec<_> = image.env.iter().filter(|(n, _)| n == "LD_LIBRARY_PATH").collect();
-    format!("judged.{}", digest(&(program, environ.get_os("LD_LIBRARY_PATH"), image)))
+/// The note that says that a program was judged: the file itself, and where its libraries are found.
+fn program_note(program: (u64, u64), environ: &Environ) -> String {
+    format!("judged.{}", digest(&(program, environ.get_os("LD_LIBRARY_PATH"))))
 }
 
 fn exec(command: &[OsString], workdir: &Path, program: &Path, environ: &Environ) -> Result<std::convert::Infallible> {

@@ -3,7 +3,8 @@
 pub mod environment;
 
 use std::fs::File;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -52,8 +53,15 @@ const ACCEPTED: &str = "give a directory that holds a root file system, or a Squ
 impl Image {
     /// Looks at the path.
     pub fn open(given: &Path) -> Result<Image> {
-        let path = std::fs::canonicalize(given).map_err(|e| cannot_open(given, &e))?;
-        let meta = std::fs::metadata(&path).map_err(|e| cannot_open(given, &e))?;
+        let handle = File::options()
+            .read(true)
+            .custom_flags(libc::O_PATH | libc::O_CLOEXEC)
+            .open(given)
+            .map_err(|e| cannot_open(given, &e))?;
+        let meta = handle.metadata().map_err(|e| cannot_open(given, &e))?;
+        // The kernel's own path of it, without links, in one call.
+        let path = std::fs::read_link(format!("/proc/self/fd/{}", handle.as_raw_fd()))
+            .map_err(|e| cannot_open(given, &e))?;
         let kind = if meta.is_dir() {
             Kind::Directory
         } else if meta.is_file() {

@@ -116,7 +116,10 @@ fn receive(socket: &OwnedFd) -> nix::Result<Option<(String, Namespaces)>> {
     }
     let length = message.bytes;
     let mark = String::from_utf8_lossy(&text[..length]).into_owned();
-    Ok(descriptors.pop().map(|mount| (mark, Namespaces { user: descriptors.pop(), mount })))
+    Ok(match (descriptors.pop(), descriptors.pop()) {
+        (Some(mount), Some(user)) => Some((mark, Namespaces { user, mount })),
+        _ => None,
+    })
 }
 
 impl Lock {
@@ -128,8 +131,7 @@ impl Lock {
         }
         let ours = namespaces().map_err(|e| Error::step("opening our own namespaces", e))?;
         while let Some(peer) = first.take().or_else(|| self.accept_now()) {
-            let mut fds: Vec<RawFd> = ours.user.iter().map(AsRawFd::as_raw_fd).collect();
-            fds.push(ours.mount.as_raw_fd());
+            let fds = [ours.user.as_raw_fd(), ours.mount.as_raw_fd()];
             // A peer that died meanwhile is no error of ours.
             let _ = sendmsg::<()>(
                 peer.as_raw_fd(),

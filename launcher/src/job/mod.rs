@@ -20,15 +20,16 @@ use crate::environ::Environ;
 pub struct JobStep {
     /// What the launcher told the rank.
     pub rank: Rank,
-    /// The launcher's daemon on this node: process number and start time.
-    pub daemon: (i32, u64),
+    /// The launcher's daemon on this node, by its process number. (A later daemon of the same number has
+    /// other children: siblings are looked for below the daemon only.)
+    pub daemon: i32,
 }
 
 impl JobStep {
     /// The job step of this process; `None` without a launcher: then nothing is shared.
     pub fn of_process(environ: &Environ) -> Option<JobStep> {
         let rank = pmi_shim::launcher::detect(|name| environ.get(name))?;
-        let daemon = siblings::daemon(&rank.identity)?;
+        let daemon = siblings::daemon(&rank.identity);
         Some(JobStep { rank, daemon })
     }
 }

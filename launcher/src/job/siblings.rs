@@ -27,8 +27,8 @@ pub const MARK_LINK: &str = "mark";
 
 /// The namespaces of a sandbox that a living sibling is in.
 pub struct Namespaces {
-    /// Its user namespace; none when the sandbox was made by root.
-    pub user: Option<OwnedFd>,
+    /// Its user namespace: the host's own when root made the sandbox.
+    pub user: OwnedFd,
     /// Its mount namespace.
     pub mount: OwnedFd,
 }
@@ -43,20 +43,19 @@ pub enum Found {
     None,
 }
 
-/// The nearest ancestor whose environment lacks this rank's own variables, and its start time.
-pub fn daemon(identity: &[(String, String)]) -> Option<(i32, u64)> {
+/// The nearest ancestor whose environment lacks this rank's own variables.
+pub fn daemon(identity: &[(String, String)]) -> i32 {
     let mut pid = nix::unistd::getppid().as_raw();
     for _ in 0..MAX_DEPTH {
         if pid <= 1 || !carries(pid, identity) {
             break;
         }
-        match stat(pid) {
-            Some((ppid, _)) if ppid > 1 => pid = ppid,
+        match parent(pid) {
+            Some(ppid) if ppid > 1 => pid = ppid,
             _ => break,
         }
     }
-    let (_, start) = stat(pid)?;
-    Some((pid, start))
+    pid
 }
 
 /// Whether the process started with every one of these variables. One that may not be read (root's
@@ -88,13 +87,10 @@ fn read(path: &str) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// Parent and start time (fields 4 and 22 of /proc/PID/stat; the name before may hold anything).
-fn stat(pid: i32) -> Option<(i32, u64)> {
+/// The parent: field 4 of /proc/PID/stat (the name before it may hold anything).
+fn parent(pid: i32) -> Option<i32> {
     let text = String::from_utf8_lossy(&read(&format!("/proc/{pid}/stat"))?).into_owned();
-    let mut fields = text[text.rfind(')')? + 1..].split_ascii_whitespace();
-    let ppid = fields.nth(1)?.parse().ok()?;
-    let start = fields.nth(17)?.parse().ok()?;
-    Some((ppid, start))
+    text[text.rfind(')')? + 1..].split_ascii_whitespace().nth(1)?.parse().ok()
 }
 
 /// Looks below the daemon for a living process in the sandbox with this mark.
@@ -102,7 +98,7 @@ pub fn find(step: &JobStep, mark: &Mark) -> Found {
     let me = nix::unistd::getpid().as_raw();
     let mut same_step = Found::None;
     // Without CONFIG_PROC_CHILDREN every process is asked.
-    let mut level = children(step.daemon.0).unwrap_or_else(all_processes);
+    let mut level = children(step.daemon).unwrap_or_else(all_processes);
     let mut visits = 0;
     for _ in 0..MAX_DEPTH {
         let mut below = Vec::new();
@@ -167,10 +163,7 @@ fn namespaces(pid: i32) -> Option<Namespaces> {
     let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
     let dir = openat(AT_FDCWD, format!("/proc/{pid}/ns").as_str(), flags | OFlag::O_DIRECTORY, Mode::empty()).ok()?;
     let mount = openat(&dir, "mnt", flags, Mode::empty()).ok()?;
-    let user = match crate::sandbox::namespace::same_user_namespace(&dir) {
-        true => None,
-        false => Some(openat(&dir, "user", flags, Mode::empty()).ok()?),
-    };
+    let user = openat(&dir, "user", flags, Mode::empty()).ok()?;
     Some(Namespaces { user, mount })
 }
 
@@ -180,21 +173,16 @@ mod tests {
 
     #[test]
     fn our_own_line_of_stat_is_read() {
-        let (ppid, start) = stat(nix::unistd::getpid().as_raw()).unwrap();
-        assert_eq!(ppid, nix::unistd::getppid().as_raw());
-        assert!(start > 0);
+        assert_eq!(parent(nix::unistd::getpid().as_raw()), Some(nix::unistd::getppid().as_raw()));
     }
 
     #[test]
-    fn a_wrapper_that_carries_the_ranks_variables_is_passed_over() {
-        // This test's parent does not have the variable: it is the daemon.
-        let (pid, _) = daemon(&[("HPC_LAUNCH_TEST_NOBODY_HAS_THIS".into(), "1".into())]).unwrap();
-        assert_eq!(pid, nix::unistd::getppid().as_raw());
-        let path = std::env::var("PATH").unwrap();
-        // … and every ancestor has our PATH, or the walk ends somewhere above.
-        if let Some((pid, _)) = daemon(&[("PATH".into(), path)]) {
-            assert!(pid > 0);
-        }
+    fn the_daemon_is_the_first_ancestor_without_our_variables() {
+        let mut nobodys = vec![("HPC_LAUNCH_TEST_NOBODY_HAS_THIS".to_owned(), "1".to_owned())];
+        assert_eq!(daemon(&nobodys), nix::unistd::getppid().as_raw());
+        assert!(!carries(nix::unistd::getpid().as_raw(), &nobodys));
+        nobodys.clear();
+        assert!(carries(nix::unistd::getpid().as_raw(), &nobodys), "no variable is lacking");
     }
 
     #[test]

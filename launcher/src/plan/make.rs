@@ -50,6 +50,8 @@ struct Want {
 pub struct Sources {
     /// By the handles of [`Step::Bind`].
     pub handles: Vec<Rc<OwnedFd>>,
+    /// Their devices and inodes.
+    pub ids: Vec<(u64, u64)>,
     wanted: Vec<(Want, usize, Kind, (u64, u64))>,
 }
 
@@ -177,8 +179,10 @@ impl Sources {
                 false => Kind::File,
             };
             let handle = sources.handles.len();
+            let id = (meta.dev(), meta.ino());
             sources.handles.push(Rc::new(file.into()));
-            sources.wanted.push((want, handle, kind, (meta.dev(), meta.ino())));
+            sources.ids.push(id);
+            sources.wanted.push((want, handle, kind, id));
         }
         Ok(sources)
     }

@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -23,6 +23,7 @@ use super::squashfs::{self, How, Server};
 use crate::error::{Error, Result};
 use crate::image::{Image, Kind as ImageKind};
 use crate::job::siblings::{MARK_DIRECTORY, MARK_LINK};
+use crate::plan::make::Sources;
 use crate::plan::{Make, Relay, Step};
 
 /// Covered, in the sandbox only, while it is built: what is assembled there becomes the root.
@@ -59,6 +60,8 @@ pub struct Building {
     staged: bool,
     /// The mount of the image itself.
     base: Option<Rc<OwnedFd>>,
+    /// Whether recursive binds pass over the new root.
+    apart: bool,
     /// The root as last opened; forgotten when something else is mounted there.
     opened: RefCell<Option<View>>,
 }
@@ -93,7 +96,7 @@ impl Building {
     }
 
     fn at(root: PathBuf) -> Building {
-        Building { root, staged: false, base: None, opened: RefCell::new(None) }
+        Building { root, staged: false, base: None, apart: false, opened: RefCell::new(None) }
     }
 
     fn move_root(&mut self, root: PathBuf) {
@@ -123,6 +126,14 @@ impl Building {
         Ok(())
     }
 
+    /// Whether a directory that will be bound has the new root somewhere below it, by whatever path.
+    fn would_show(&self, sources: &Sources) -> bool {
+        let base = if self.staged { Path::new(STAGE) } else { self.root.as_path() };
+        base.ancestors().any(|above| {
+            std::fs::metadata(above).map_or(true, |m| sources.ids.contains(&(m.dev(), m.ino())))
+        })
+    }
+
     fn stage(&mut self) -> Result<()> {
         if !self.staged {
             // An image below the stage would be hidden: it moves onto it.
@@ -143,12 +154,13 @@ impl Building {
     }
 
     /// Carries out everything from the root to the pivot.
-    pub fn carry_out(mut self, steps: &[Step], sources: &[Rc<OwnedFd>], mark: Option<&str>, privileged: bool) -> Result<()> {
+    pub fn carry_out(mut self, steps: &[Step], sources: &Sources, mark: Option<&str>, privileged: bool) -> Result<()> {
         let mut relays = 0;
         let first_bind = steps.iter().position(|s| matches!(s, Step::Bind { .. }));
         for (i, step) in steps.iter().enumerate() {
-            if Some(i) == first_bind {
+            if Some(i) == first_bind && self.would_show(sources) {
                 self.set_apart(MsFlags::MS_UNBINDABLE)?;
+                self.apart = true;
             }
             match step {
                 Step::UserNamespace { .. } | Step::MountNamespace => {}
@@ -168,7 +180,15 @@ impl Building {
                 Step::Bind { at, read_only, handle, source, .. } => {
                     let target = self.open(at)?;
                     let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
-                    mount(Some(&path_of(&sources[*handle])), &path_of(&target), none(), flags, none())
+                    // A directory is mounted on as `.`: every name in /proc/self/fd costs the kernel an
+                    // entry there. A file's only name is that one.
+                    let point = match nix::unistd::fchdir(&target) {
+                        Ok(()) => PathBuf::from("."),
+                        Err(_) => path_of(&target),
+                    };
+                    let held = path_of(&sources.handles[*handle]);
+                    let from = if self.staged || source.starts_with(&self.root) { &held } else { source };
+                    mount(Some(from), &point, none(), flags, none())
                         .map_err(|e| Error::step(format_args!("binding {} at {}", source.display(), at.display()), e))?;
                     if *read_only {
                         self.read_only_below(at)?;
@@ -314,8 +334,10 @@ impl Building {
     }
 
     fn pivot(&self) -> Result<()> {
-        // Nested containers of the user may want to bind the root again.
-        self.set_apart(MsFlags::MS_PRIVATE)?;
+        if self.apart {
+            // Nested containers of the user may want to bind the root again.
+            self.set_apart(MsFlags::MS_PRIVATE)?;
+        }
         chdir(&self.root).map_err(|e| Error::step("entering the new root", e))?;
         match pivot_root(".", ".") {
             // The old root lies on top of the new one now (pivot_root(2), NOTES).
@@ -418,6 +440,11 @@ pub mod notes {
         if written.and_then(|()| std::fs::rename(&unfinished, &path)).is_err() {
             let _ = nix::unistd::unlinkat(nix::fcntl::AT_FDCWD, &unfinished, UnlinkatFlags::NoRemoveDir);
         }
+    }
+
+    /// Whether there is such a note.
+    pub fn exists(name: &str) -> bool {
+        nix::unistd::access(&Path::new(MARK_DIRECTORY).join(name), nix::unistd::AccessFlags::F_OK).is_ok()
     }
 
     /// Reads a note.

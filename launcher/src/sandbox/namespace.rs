@@ -8,10 +8,10 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat};
+use nix::fcntl::{AT_FDCWD, OFlag, openat};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
-use nix::sys::stat::{Mode, fstatat};
+use nix::sys::stat::Mode;
 
 use crate::error::{Code, Error, Result};
 use crate::job::siblings::Namespaces;
@@ -55,32 +55,26 @@ pub fn new_mount_namespace() -> Result<()> {
 
 /// Enters a user namespace of a sibling, before a mount namespace of one's own is made in it.
 pub fn join_user_namespace(user: &OwnedFd) -> Result<()> {
-    setns(user, CloneFlags::CLONE_NEWUSER).map_err(|e| Error::step("joining the job's user namespace", e))
+    match setns(user, CloneFlags::CLONE_NEWUSER) {
+        // EINVAL: it is our own already (setns(2)); root's sandboxes have none of theirs.
+        Ok(()) | Err(Errno::EINVAL) => Ok(()),
+        Err(e) => Err(Error::step("joining the job's user namespace", e)),
+    }
 }
 
 /// Enters a sibling's sandbox whole. The kernel sets root and working directory to the sandbox's.
 pub fn join(namespaces: &Namespaces) -> Result<()> {
-    if let Some(user) = &namespaces.user {
-        join_user_namespace(user)?;
-    }
+    join_user_namespace(&namespaces.user)?;
     setns(&namespaces.mount, CloneFlags::CLONE_NEWNS).map_err(|e| Error::step("joining the job's mount namespace", e))
 }
 
-/// This process's own namespaces, to hand over. `with_user`: a user namespace belongs to the sandbox.
-pub fn own(with_user: bool) -> nix::Result<Namespaces> {
+/// This process's own namespaces, to hand over.
+pub fn own() -> nix::Result<Namespaces> {
     let open = |path: &str| openat(AT_FDCWD, path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty());
     Ok(Namespaces {
-        user: with_user.then(|| open("/proc/self/ns/user")).transpose()?,
+        user: open("/proc/self/ns/user")?,
         mount: open("/proc/self/ns/mnt")?,
     })
-}
-
-/// Whether the process whose `ns` directory this is shares our user namespace: one cannot join one's own.
-pub fn same_user_namespace(ns: &OwnedFd) -> bool {
-    match (fstatat(ns, "user", AtFlags::empty()), fstatat(AT_FDCWD, "/proc/self/ns/user", AtFlags::empty())) {
-        (Ok(a), Ok(b)) => (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino),
-        _ => false,
-    }
 }
 
 /// Settings that forbid user namespaces, each with the value that does and the cure.
