@@ -8,7 +8,7 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-use crate::host;
+use crate::host::{self, Who};
 
 /// Programs of the base image; none needs more than the C library. The shell knows echo, read, kill,
 /// printf, pwd, test and trap itself.
@@ -133,6 +133,17 @@ impl Throwaway {
         self.remove(&path);
         let mode = nix::sys::stat::Mode::from_bits_truncate(0o666);
         nix::unistd::mkfifo(&self.at(path), mode).expect("mkfifo");
+        self
+    }
+
+    /// Gives the image, with all that is in it, to somebody.
+    pub fn owned_by(&self, who: Who) -> &Self {
+        let account = who.account();
+        if host::is_root() {
+            let owner = format!("{}:{}", account.uid, account.gid);
+            let status = Command::new("chown").args(["-R", "-h", &owner]).arg(self.root()).status();
+            assert!(status.expect("chown").success(), "chown {owner}");
+        }
         self
     }
 
