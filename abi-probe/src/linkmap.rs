@@ -89,7 +89,10 @@ pub fn link(view: &View, program: &Entry, ld_library_path: Option<&str>) -> Resu
     for _ in 0..MAX_INTERPRETERS {
         if let Some(script) = map.scripts.last() {
             let Some(found) = view.find(&map.program)? else {
-                return Ok(Err(Unrunnable::InterpreterMissing { file: script.clone(), interpreter: map.program }));
+                return Ok(Err(Unrunnable::InterpreterMissing {
+                    file: script.clone(),
+                    interpreter: map.program,
+                }));
             };
             interpreter_entry = found;
             entry = &interpreter_entry;

@@ -122,8 +122,8 @@ struct Layer {
 pub struct View {
     layers: Vec<Layer>,
     openat2: Cell<bool>,
-    /// Directories reached through links, and where they led; forgotten when a layer is added.
-    led: RefCell<HashMap<PathBuf, PathBuf>>,
+    /// What was found to be a link, and where it leads, or to be none; forgotten when a layer is added.
+    links: RefCell<HashMap<PathBuf, Option<PathBuf>>>,
 }
 
 impl View {
@@ -132,12 +132,12 @@ impl View {
         let fd = openat(AT_FDCWD, root, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
             .map_err(|e| Error::io("open", root, e))?;
         let layers = vec![Layer { at: PathBuf::from("/"), source: Source::Tree(Rc::new(fd)) }];
-        Ok(View { layers, openat2: Cell::new(true), led: RefCell::default() })
+        Ok(View { layers, openat2: Cell::new(true), links: RefCell::default() })
     }
 
     /// The image alone, without what is laid over it.
     pub fn base(&self) -> View {
-        let mut view = View { layers: Vec::new(), openat2: self.openat2.clone(), led: RefCell::default() };
+        let mut view = View { layers: Vec::new(), openat2: self.openat2.clone(), links: RefCell::default() };
         if let Source::Tree(fd) = &self.layers[0].source {
             view.lay(Path::new("/"), Rc::clone(fd));
         }
@@ -148,13 +148,13 @@ impl View {
     /// link-free path of this view (from [`View::lookup`]).
     pub fn lay(&mut self, at: &Path, source: Rc<OwnedFd>) {
         self.layers.push(Layer { at: at.to_owned(), source: Source::Tree(source) });
-        self.led.borrow_mut().clear();
+        self.links.borrow_mut().clear();
     }
 
     /// Lays an empty directory over `at` (a fresh tmpfs).
     pub fn lay_empty(&mut self, at: &Path) {
         self.layers.push(Layer { at: at.to_owned(), source: Source::Empty });
-        self.led.borrow_mut().clear();
+        self.links.borrow_mut().clear();
     }
 
     /// The layer that answers for `path`, and the path below it. Later layers cover earlier ones.
@@ -220,21 +220,65 @@ impl View {
             }
             Direct::Unknown => {}
         }
-        // Libraries lie in few directories: their links are followed once.
-        let led = path.parent().and_then(|p| self.led.borrow().get(p).cloned());
-        if let (Some(led), Some(name)) = (led, path.file_name())
-            && let Direct::Exists(entry) = self.direct(&led.join(name))?
-        {
-            return Ok(Lookup::Exists(entry));
+        match self.through_links(path, follow_last)? {
+            Some(found) => Ok(found),
+            None => self.walk_by_hand(path, follow_last),
         }
-        let found = self.walk_by_hand(path, follow_last)?;
-        if let (Lookup::Exists(entry), Some(asked)) = (&found, path.parent())
-            && entry.path.file_name() == path.file_name()
-            && let Some(led) = entry.path.parent()
-        {
-            self.led.borrow_mut().insert(asked.to_owned(), led.to_owned());
+    }
+
+    /// Follows links without opening what lies between: each is read where it stands, put in its place, and
+    /// openat2 judges the whole path again. `None`: this path needs the walk.
+    fn through_links(&self, path: &Path, follow_last: bool) -> Result<Option<Lookup>> {
+        if !self.openat2.get() || !follow_last {
+            return Ok(None);
         }
-        Ok(found)
+        let mut path = path.to_owned();
+        for _ in 0..MAX_LINKS {
+            let Some(next) = self.substitute(&path) else { return Ok(None) };
+            if next.as_os_str().len() > PATH_MAX || next.components().any(|c| c == Component::ParentDir) {
+                return Ok(None);
+            }
+            path = next;
+            match self.direct(&path)? {
+                Direct::Exists(entry) => return Ok(Some(Lookup::Exists(entry))),
+                Direct::Missing => return Ok(None),
+                Direct::Unknown => {}
+            }
+        }
+        Err(Error::LinkLoop { path })
+    }
+
+    /// The path with its first link replaced by what the link says.
+    fn substitute(&self, path: &Path) -> Option<PathBuf> {
+        let mut here = PathBuf::from("/");
+        let mut rest = path.components().skip(1);
+        while let Some(name) = rest.next() {
+            here.push(name);
+            if let Some(known) = self.links.borrow().get(&here) {
+                match known {
+                    Some(target) => return Some(target.components().chain(rest).collect()),
+                    None => continue,
+                }
+            }
+            let (index, below) = self.layer_of(&here);
+            let Source::Tree(root) = &self.layers[index].source else { return None };
+            let target = match below.as_os_str().is_empty() {
+                true => None,
+                false => match readlinkat(&**root, below) {
+                    Ok(text) => {
+                        let text = PathBuf::from(text);
+                        Some(plain(&here.parent().unwrap_or(Path::new("/")).join(text)))
+                    }
+                    Err(Errno::EINVAL) => None,
+                    Err(_) => return None,
+                },
+            };
+            self.links.borrow_mut().insert(here.clone(), target.clone());
+            if let Some(target) = target {
+                return Some(target.components().chain(rest).collect());
+            }
+        }
+        None
     }
 
     fn walk_by_hand(&self, path: &Path, follow_last: bool) -> Result<Lookup> {
@@ -409,7 +453,11 @@ fn read_link(entry: &Entry) -> Result<PathBuf> {
 
 /// From the root, without `.` and doubled slashes.
 fn plain(path: &Path) -> PathBuf {
-    Path::new("/").components().chain(path.components().skip_while(|c| *c == Component::RootDir)).filter(|c| *c != Component::CurDir).collect()
+    Path::new("/")
+        .components()
+        .chain(path.components().skip_while(|c| *c == Component::RootDir))
+        .filter(|c| *c != Component::CurDir)
+        .collect()
 }
 
 fn components(path: &Path) -> VecDeque<OsString> {

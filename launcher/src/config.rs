@@ -102,7 +102,16 @@ struct FileLayer {
 }
 
 const KEYS: &[&str] = &[
-    "binds", "env", "unset_env", "clean_env", "home", "writable_tmpfs", "mpi", "workdir", "squashfuse", "verbose",
+    "binds",
+    "env",
+    "unset_env",
+    "clean_env",
+    "home",
+    "writable_tmpfs",
+    "mpi",
+    "workdir",
+    "squashfuse",
+    "verbose",
 ];
 
 impl Config {
@@ -188,12 +197,20 @@ impl Config {
         Ok(())
     }
 
-    fn check_lock(&self, key: &str, same: bool, origin: &dyn Fn(&str) -> Origin, is_site: bool) -> Result<()> {
+    fn check_lock(
+        &self,
+        key: &str,
+        same: bool,
+        origin: &dyn Fn(&str) -> Origin,
+        is_site: bool,
+    ) -> Result<()> {
         match &self.locked {
             Some(locked) if !is_site && !same && locked.value.iter().any(|k| k == key) => Err(Error::new(
                 Code::ConfigLocked,
                 format!("{} sets {key}, which {} locks", origin(key), locked.origin),
-                format!("leave {key} as the site sets it (`hpc-launch config` shows it), or ask its administrator"),
+                format!(
+                    "leave {key} as the site sets it (`hpc-launch config` shows it), or ask its administrator"
+                ),
             )),
             _ => Ok(()),
         }
@@ -262,22 +279,28 @@ fn flag(key: &str) -> &'static str {
 /// `env`: a variable that should be set inside can be set outside.
 fn variables(environ: &Environ) -> Result<FileLayer> {
     let list = |key| {
-        environ.get(&variable(key)).map(|v| v.split(',').filter(|s| !s.is_empty()).map(String::from).collect())
+        environ
+            .get(&variable(key))
+            .map(|v| v.split(',').filter(|s| !s.is_empty()).map(String::from).collect())
     };
     let boolean = |key: &str| match environ.get(&variable(key)).as_deref() {
         None | Some("") => Ok(None),
         Some("1" | "true" | "yes") => Ok(Some(true)),
         Some("0" | "false" | "no") => Ok(Some(false)),
-        Some(other) => {
-            Err(invalid(&Origin::Variable(variable(key)), &format!("{other:?} is neither true (1) nor false (0)")))
-        }
+        Some(other) => Err(invalid(
+            &Origin::Variable(variable(key)),
+            &format!("{other:?} is neither true (1) nor false (0)"),
+        )),
     };
     let mpi = match environ.get(&variable("mpi")).as_deref() {
         None | Some("") => None,
         Some("auto") => Some(MpiMode::Auto),
         Some("image") => Some(MpiMode::Image),
         Some(other) => {
-            return Err(invalid(&Origin::Variable(variable("mpi")), &format!("{other:?} is neither auto nor image")));
+            return Err(invalid(
+                &Origin::Variable(variable("mpi")),
+                &format!("{other:?} is neither auto nor image"),
+            ));
         }
     };
     let path = |key| environ.get_os(&variable(key)).filter(|v| !v.is_empty()).map(PathBuf::from);
@@ -297,9 +320,9 @@ fn variables(environ: &Environ) -> Result<FileLayer> {
 
 fn flags(options: &Options) -> Result<FileLayer> {
     let utf8 = |flag: &'static str, v: &std::ffi::OsString| {
-        v.to_str().map(String::from).ok_or_else(|| {
-            invalid(&Origin::Flag(flag), &format!("{} is not UTF-8", v.display()))
-        })
+        v.to_str()
+            .map(String::from)
+            .ok_or_else(|| invalid(&Origin::Flag(flag), &format!("{} is not UTF-8", v.display())))
     };
     let mut env = BTreeMap::new();
     for pair in &options.env {
@@ -345,7 +368,10 @@ mod tests {
         config.apply(layer("binds = ['/scratch']\nhome = false\nmpi = 'image'"), &site, true).unwrap();
         let user = |_: &str| Origin::File("/user".into());
         config.apply(layer("binds = ['/data:/d:ro']\nhome = true"), &user, false).unwrap();
-        assert_eq!(config.binds.iter().map(|b| b.value.as_str()).collect::<Vec<_>>(), ["/scratch", "/data:/d:ro"]);
+        assert_eq!(
+            config.binds.iter().map(|b| b.value.as_str()).collect::<Vec<_>>(),
+            ["/scratch", "/data:/d:ro"]
+        );
         assert_eq!((config.home.value, config.home.origin.to_string()), (true, "/user".into()));
         assert_eq!((config.mpi.value, config.mpi.origin.to_string()), (MpiMode::Image, "/site".into()));
         assert_eq!(config.verbose.origin, Origin::BuiltIn);

@@ -118,6 +118,15 @@ impl std::error::Error for Error {}
 /// An error inside the image: its tree is at fault, not the host.
 pub fn in_image(image: &Path) -> impl Fn(abi_probe::Error) -> Error + '_ {
     move |e| {
+        if let abi_probe::Error::Io { source, .. } = &e
+            && source.kind() == std::io::ErrorKind::PermissionDenied
+        {
+            return Error::new(
+                Code::ImageUnreadable,
+                format!("in the image {}: {e}", image.display()),
+                "ask its owner for read permission on it and search permission on every directory",
+            );
+        }
         Error::new(
             Code::ImageLayout,
             format!("in the image {}: {e}", image.display()),

@@ -69,7 +69,8 @@ fn dispatch(cli: Cli, environ: Environ, job: Option<JobStep>) -> Result<()> {
         (Some(Command::Config { json }), _) => show_config(&Config::load(&environ, None)?, json),
         (Some(Command::Plan(mut args)), _) => {
             // `plan IMAGE COMMAND --json`, as people type it; `--` keeps a --json of the command's.
-            let json = args.json || args.run.command.len() > 1 && args.run.command.pop_if(|a| a == "--json").is_some();
+            let json = args.json
+                || args.run.command.len() > 1 && args.run.command.pop_if(|a| a == "--json").is_some();
             show_plan(&request(args.run, environ, job)?, json)
         }
         (None, Some(image)) => {
@@ -111,7 +112,8 @@ fn show_config(config: &Config, json: bool) -> Result<()> {
     for pattern in &config.unset_env {
         line("unset_env", pattern.value.clone(), &pattern.origin);
     }
-    let path = |p: &Option<std::path::PathBuf>| p.as_ref().map_or("-".to_owned(), |p| p.display().to_string());
+    let path =
+        |p: &Option<std::path::PathBuf>| p.as_ref().map_or("-".to_owned(), |p| p.display().to_string());
     line("clean_env", config.clean_env.value.to_string(), &config.clean_env.origin);
     line("home", config.home.value.to_string(), &config.home.origin);
     line("writable_tmpfs", config.writable_tmpfs.value.to_string(), &config.writable_tmpfs.origin);
@@ -126,10 +128,14 @@ fn show_config(config: &Config, json: bool) -> Result<()> {
 }
 
 fn to_json(value: &impl serde::Serialize) -> Result<String> {
-    serde_json::to_string_pretty(value).map(|t| t + "\n").map_err(|e| Error::step("writing JSON", std::io::Error::other(e)))
+    serde_json::to_string_pretty(value)
+        .map(|t| t + "\n")
+        .map_err(|e| Error::step("writing JSON", std::io::Error::other(e)))
 }
 
 fn print(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|e| Error::step("writing to standard output", e))
+    out.write_all(text.as_bytes())
+        .and_then(|()| out.flush())
+        .map_err(|e| Error::step("writing to standard output", e))
 }

@@ -21,14 +21,12 @@ use crate::job::{JobStep, Mark, digest};
 use crate::plan::make::{Facts, Sources, layout};
 use crate::plan::{MpiVerdict, Plan, Step, VERSION, environment};
 use crate::sandbox::build::{self, Building, notes};
-use crate::sandbox::squashfs::{self, How};
 use crate::sandbox::namespace;
+use crate::sandbox::squashfs::{self, How};
 use crate::verdict;
 
 /// The image's environment, as the first rank read it.
 const ENVIRONMENT_NOTE: &str = "environment.json";
-/// The whole plan, for people who look around inside.
-const PLAN_NOTE: &str = "plan.json";
 
 /// What was asked for, and by whom.
 pub struct Request {
@@ -113,7 +111,9 @@ impl Request {
                 return self.join(image, &namespaces);
             }
             match meet(&mark.step, myself.uid)? {
-                Meeting::Built(built, namespaces) if built == mark.text() => return self.join(image, &namespaces),
+                Meeting::Built(built, namespaces) if built == mark.text() => {
+                    return self.join(image, &namespaces);
+                }
                 // For another image of this job: its user namespace is found by the next look.
                 Meeting::Built(..) => {}
                 Meeting::Again => std::thread::sleep(std::time::Duration::from_micros(200)),
@@ -154,17 +154,23 @@ impl Request {
     }
 
     /// Plans and builds; on return this process is inside.
-    fn build(&self, image: &Image, myself: &Myself, entered: Entered, meeting: Option<(&Mark, &Lock)>) -> Result<Inside> {
+    fn build(
+        &self,
+        image: &Image,
+        myself: &Myself,
+        entered: Entered,
+        meeting: Option<(&Mark, &Lock)>,
+    ) -> Result<Inside> {
         let mark = meeting.map(|(mark, _)| mark);
-        let Drafted { plan, sources, building, environment, environ, program } = self.draft(image, myself, &entered, mark)?;
+        let Drafted { plan, sources, building, environment, environ, program } =
+            self.draft(image, myself, &entered, mark)?;
         let text = mark.map(Mark::text);
-        building.carry_out(&plan.steps, &sources, text.as_deref(), !entered.in_user_namespace)?;
+        building.carry_out(&plan.steps, sources, text.as_deref(), !entered.in_user_namespace)?;
         if let Some((mark, lock)) = meeting {
             if environment != ImageEnvironment::default() {
                 write_note(ENVIRONMENT_NOTE, &environment);
             }
-            write_note(PLAN_NOTE, &plan);
-            notes::write(&program_note(program, &environ), b"");
+            notes::make(&program_note(program, &environ));
             lock.hand_over(&mark.text(), namespace::own)?;
         }
         self.say(&plan);
@@ -172,10 +178,18 @@ impl Request {
     }
 
     /// Attaches the image in this process's own namespaces, and plans the rest.
-    fn draft(&self, image: &Image, myself: &Myself, entered: &Entered, mark: Option<&Mark>) -> Result<Drafted> {
+    fn draft(
+        &self,
+        image: &Image,
+        myself: &Myself,
+        entered: &Entered,
+        mark: Option<&Mark>,
+    ) -> Result<Drafted> {
         let (how, server) = match image.kind {
             Kind::Directory => (None, None),
-            Kind::Squashfs if !entered.in_user_namespace && squashfs::kernel_can() => (Some(How::Kernel), None),
+            Kind::Squashfs if !entered.in_user_namespace && squashfs::kernel_can() => {
+                (Some(How::Kernel), None)
+            }
             Kind::Squashfs => {
                 let program = squashfs::find_squashfuse(self.config.squashfuse.value.as_deref())?;
                 let server = squashfs::start_server(&image.path, program.clone())?;
@@ -187,7 +201,7 @@ impl Request {
             uid: myself.uid,
             cwd: myself.cwd.clone(),
             environ: &self.environ,
-            overlays: build::overlays(!entered.in_user_namespace),
+            overlays: if entered.in_user_namespace { build::user_overlays } else { || true },
         };
         let sources = Sources::open(&self.config, &facts)?;
         let building = Building::attach(image, how.as_ref(), server, myself.uid, myself.gid)?;
@@ -240,7 +254,12 @@ impl Request {
     }
 
     /// The working directory inside, and what to say if it is not the one outside.
-    fn workdir(&self, view: &View, myself: &Myself, image: &ImageEnvironment) -> Result<(PathBuf, Option<String>)> {
+    fn workdir(
+        &self,
+        view: &View,
+        myself: &Myself,
+        image: &ImageEnvironment,
+    ) -> Result<(PathBuf, Option<String>)> {
         let is_directory =
             |path: &Path| matches!(view.find(path), Ok(Some(entry)) if entry.kind == FileKind::Directory);
         if let Some(asked) = &self.config.workdir.value {
@@ -313,7 +332,7 @@ impl Request {
         let note = program_note(program.id, &environ);
         if !notes::exists(&note) {
             verdict::judge(&view, &program, &environ, self.job.as_ref(), self.config.mpi.value)?;
-            notes::write(&note, b"");
+            notes::make(&note);
         }
         Ok(Ready { workdir, program: program.path, environ })
     }
@@ -357,9 +376,7 @@ impl Entered {
                 namespace::join_user_namespace(user)?;
                 Ok(Entered { in_user_namespace: true })
             }
-            None => {
-                Ok(Entered { in_user_namespace: namespace::new_user_namespace(myself.uid, myself.gid)? })
-            }
+            None => Ok(Entered { in_user_namespace: namespace::new_user_namespace(myself.uid, myself.gid)? }),
         }
     }
 }
@@ -384,7 +401,12 @@ fn program_note(program: (u64, u64), environ: &Environ) -> String {
     format!("judged.{}", digest(&(program, environ.get_os("LD_LIBRARY_PATH"))))
 }
 
-fn exec(command: &[OsString], workdir: &Path, program: &Path, environ: &Environ) -> Result<std::convert::Infallible> {
+fn exec(
+    command: &[OsString],
+    workdir: &Path,
+    program: &Path,
+    environ: &Environ,
+) -> Result<std::convert::Infallible> {
     // argv[0] is what the user typed; a name from PATH is executed by the path found.
     let typed = command.first().map(OsString::as_os_str).unwrap_or_default();
     let path = if typed.as_bytes().contains(&b'/') { workdir.join(typed) } else { program.to_owned() };
@@ -403,7 +425,9 @@ fn exec(command: &[OsString], workdir: &Path, program: &Path, environ: &Environ)
         .collect::<Result<Vec<_>>>()?;
     let Err(e) = nix::unistd::execve(&c_string(path.as_os_str())?, &arguments, &variables);
     let (code, cure) = match e {
-        Errno::ENOENT => (Code::InterpreterMissing, "its interpreter or loader is missing inside the container"),
+        Errno::ENOENT => {
+            (Code::InterpreterMissing, "its interpreter or loader is missing inside the container")
+        }
         Errno::E2BIG => (Code::Exec, "arguments and environment are too long together: see --clean-env"),
         _ => (Code::Exec, "see execve(2) for what this error means"),
     };

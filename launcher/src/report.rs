@@ -28,7 +28,9 @@ pub fn text(plan: &Plan) -> String {
     }
     line(match &plan.mpi {
         MpiVerdict::Own { mpi } => format!("MPI        the image's own: {}", mpi.describe()),
-        MpiVerdict::Forced { mpi, why } => format!("MPI        the image's own, forced: {}; {why}", mpi.describe()),
+        MpiVerdict::Forced { mpi, why } => {
+            format!("MPI        the image's own, forced: {}; {why}", mpi.describe())
+        }
         MpiVerdict::NoneSeen => "MPI        the program links none".to_owned(),
     });
     for step in &plan.steps {
@@ -54,7 +56,9 @@ fn number(n: Option<u32>) -> String {
 
 fn step_text(step: &Step) -> String {
     match step {
-        Step::UserNamespace { uid, gid } => format!("user namespace, user {uid} and group {gid} stay themselves"),
+        Step::UserNamespace { uid, gid } => {
+            format!("user namespace, user {uid} and group {gid} stay themselves")
+        }
         Step::MountNamespace => "mount namespace".to_owned(),
         Step::Root { image, squashfs, writable } => {
             let how = match squashfs {

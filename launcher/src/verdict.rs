@@ -47,7 +47,10 @@ pub fn find_program(view: &View, command: &OsStr, workdir: &Path, environ: &Envi
             }
             Ok(Lookup::Missing { .. }) => {}
             Err(e) if candidates.len() == 1 => {
-                return not_found(format!("{shown} cannot be found inside the container: {e}"), "repair the image");
+                return not_found(
+                    format!("{shown} cannot be found inside the container: {e}"),
+                    "repair the image",
+                );
             }
             Err(_) => {}
         }
@@ -122,7 +125,10 @@ fn unrunnable(why: Unrunnable) -> Error {
         ),
         Unrunnable::NoFormat { file, magic } => Error::new(
             Code::ProgramNotExecutable,
-            format!("{} is neither an ELF program nor a script with a #! line: it begins with \"{magic}\"", file.display()),
+            format!(
+                "{} is neither an ELF program nor a script with a #! line: it begins with \"{magic}\"",
+                file.display()
+            ),
             "begin a script with #!/bin/sh, or name its interpreter: hpc-launch IMAGE sh SCRIPT",
         ),
         Unrunnable::WrongArch { file, arch } => Error::new(
@@ -132,7 +138,10 @@ fn unrunnable(why: Unrunnable) -> Error {
         ),
         Unrunnable::TooManyInterpreters { file } => Error::new(
             Code::InterpreterMissing,
-            format!("{}: its #! lines lead from script to script, deeper than the kernel follows", file.display()),
+            format!(
+                "{}: its #! lines lead from script to script, deeper than the kernel follows",
+                file.display()
+            ),
             "let the #! line name a program",
         ),
     }

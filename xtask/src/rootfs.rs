@@ -4,7 +4,7 @@
 use crate::layout::is_root;
 use crate::run;
 use anyhow::{Context, Result, bail};
-use std::fs::{self, Permissions};
+use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -118,6 +118,12 @@ fn complete(root: &Path) -> Result<()> {
     }
     if root.join("bin/dash").exists() && fs::symlink_metadata(root.join("bin/sh")).is_err() {
         symlink("dash", root.join("bin/sh"))?;
+    }
+    // As debootstrap and the builders of OCI images leave them: there, and for the runtime to fill.
+    if root.join("bin/sh").exists() {
+        for file in ["etc/hosts", "etc/hostname", "etc/resolv.conf"] {
+            File::create(root.join(file))?;
+        }
     }
     provide_psm(root)?;
     // An image without it (the one with nothing but libc) has no cache either: the loader does without.

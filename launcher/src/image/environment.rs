@@ -6,11 +6,12 @@
 
 use std::path::{Path, PathBuf};
 
-use abi_probe::rootfs::{Kind as FileKind, Lookup, View};
+use abi_probe::rootfs::{Kind as FileKind, View};
 use serde::{Deserialize, Serialize};
 
 use super::{Image, Kind};
 use crate::error::{Result, in_image};
+use crate::plan::environment::DEFAULT_PATH;
 
 /// No environment file is as large.
 const MAX_FILE: u64 = 1 << 20;
@@ -42,7 +43,7 @@ impl ImageEnvironment {
             found.charliecloud(&text);
         }
         let dir = Path::new("/.singularity.d/env");
-        if let Lookup::Exists(entry) = view.lookup(dir).map_err(in_image(&image.given))?
+        if let Some(entry) = view.find(dir).map_err(in_image(&image.given))?
             && entry.kind == FileKind::Directory
         {
             let (mut names, more) = view.list(&entry, MAX_SCRIPTS).map_err(in_image(&image.given))?;
@@ -67,6 +68,14 @@ impl ImageEnvironment {
 
     fn get(&self, name: &str) -> &str {
         self.env.iter().find(|(n, _)| n == name).map_or("", |(_, v)| v)
+    }
+
+    /// What a script sees: a PATH is always there.
+    fn value(&self, name: &str) -> &str {
+        match self.get(name) {
+            "" if name == "PATH" => DEFAULT_PATH,
+            value => value,
+        }
     }
 
     /// `config.json` in the directory that holds the root file system.
@@ -177,7 +186,11 @@ impl ImageEnvironment {
                 }
                 ';' if !double => return word[at + 1..].trim().is_empty().then_some(out),
                 '#' | ' ' | '\t' if !double => {
-                    return word[at..].trim_start().strip_prefix('#').map_or_else(|| word[at..].trim().is_empty(), |_| true).then_some(out);
+                    return word[at..]
+                        .trim_start()
+                        .strip_prefix('#')
+                        .map_or_else(|| word[at..].trim().is_empty(), |_| true)
+                        .then_some(out);
                 }
                 '`' | '&' | '|' | '<' | '>' | '(' | ')' => return None,
                 c => out.push(c),
@@ -206,11 +219,11 @@ impl ImageEnvironment {
             if !is_name(name) {
                 return None;
             }
-            let value = self.get(name);
+            let value = self.value(name);
             return Some((if value.is_empty() { default } else { value.to_owned() }, end + 2));
         }
         let len = tail.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).unwrap_or(tail.len());
-        is_name(&tail[..len]).then(|| (self.get(&tail[..len]).to_owned(), len))
+        is_name(&tail[..len]).then(|| (self.value(&tail[..len]).to_owned(), len))
     }
 }
 
@@ -239,8 +252,18 @@ mod tests {
         ));
         let get = |n| e.get(n).to_owned();
         assert_eq!((get("PATH"), get("A")), ("/opt/bin:/bin".into(), "one".into()));
-        assert_eq!((get("B"), get("C"), get("D")), ("two $PATH".into(), "/opt/bin:/bin/x".into(), "a b".into()));
+        assert_eq!(
+            (get("B"), get("C"), get("D")),
+            ("two $PATH".into(), "/opt/bin:/bin/x".into(), "a b".into())
+        );
         assert!(e.notes.is_empty(), "{:?}", e.notes);
+    }
+
+    #[test]
+    fn a_script_adds_to_the_usual_path() {
+        let mut e = ImageEnvironment::default();
+        e.shell(Path::new("/env.sh"), "export PATH=\"/opt/bin:$PATH\"");
+        assert_eq!(e.get("PATH"), format!("/opt/bin:{DEFAULT_PATH}"));
     }
 
     #[test]

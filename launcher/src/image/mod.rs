@@ -37,10 +37,30 @@ pub enum Kind {
 /// Magic numbers of what people hand us that is no image yet: what it is, and what makes an image of it.
 const OTHERS: &[(&[u8], usize, &str, &str)] = &[
     (b"SIF_MAGIC", 32, "a SIF file", "extract it: `apptainer build --sandbox DIR FILE`, and run DIR"),
-    (b"\x1f\x8b", 0, "a gzip file", "if it is a tarball of a root file system, unpack it and run the directory"),
-    (b"\x28\xb5\x2f\xfd", 0, "a zstd file", "if it is a tarball of a root file system, unpack it and run the directory"),
-    (b"\xfd7zXZ", 0, "an xz file", "if it is a tarball of a root file system, unpack it and run the directory"),
-    (b"ustar", 257, "a tar archive", "unpack it (for `docker save` archives: `docker export` instead) and run the directory"),
+    (
+        b"\x1f\x8b",
+        0,
+        "a gzip file",
+        "if it is a tarball of a root file system, unpack it and run the directory",
+    ),
+    (
+        b"\x28\xb5\x2f\xfd",
+        0,
+        "a zstd file",
+        "if it is a tarball of a root file system, unpack it and run the directory",
+    ),
+    (
+        b"\xfd7zXZ",
+        0,
+        "an xz file",
+        "if it is a tarball of a root file system, unpack it and run the directory",
+    ),
+    (
+        b"ustar",
+        257,
+        "a tar archive",
+        "unpack it (for `docker save` archives: `docker export` instead) and run the directory",
+    ),
     (b"\xe2\xe1\xf5\xe0", 1024, "an EROFS image", "mount it, and run the mount point"),
     (b"\x53\xef", 1080, "an ext2/3/4 image", "mount it, and run the mount point"),
     (b"\x7fELF", 0, "an ELF program", "the image comes first, then the program: hpc-launch IMAGE PROGRAM"),
@@ -48,7 +68,8 @@ const OTHERS: &[(&[u8], usize, &str, &str)] = &[
     (b"shsq", 0, "a SquashFS 3 or big-endian file", "make it anew with mksquashfs 4"),
 ];
 
-const ACCEPTED: &str = "give a directory that holds a root file system, or a SquashFS file (mksquashfs DIR FILE)";
+const ACCEPTED: &str =
+    "give a directory that holds a root file system, or a SquashFS file (mksquashfs DIR FILE)";
 
 impl Image {
     /// Looks at the path.
@@ -85,7 +106,11 @@ fn cannot_open(path: &Path, e: &std::io::Error) -> Error {
     match e.kind() {
         std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory => {
             let cwd = std::env::current_dir().map(|d| d.display().to_string()).unwrap_or_default();
-            Error::new(Code::ImageMissing, what, format!("check the path; a relative one is taken from {cwd}"))
+            Error::new(
+                Code::ImageMissing,
+                what,
+                format!("check the path; a relative one is taken from {cwd}"),
+            )
         }
         _ => Error::new(
             Code::ImageUnreadable,
@@ -112,11 +137,16 @@ fn recognise(given: &Path, file: &File, size: u64) -> Result<()> {
     let shown = given.display();
     for (magic, at, what, cure) in OTHERS {
         if head.get(*at..).is_some_and(|tail| tail.starts_with(magic)) {
-            return Err(Error::new(Code::ImageUnknown, format!("{shown} is {what}, no image that can be run"), *cure));
+            return Err(Error::new(
+                Code::ImageUnknown,
+                format!("{shown} is {what}, no image that can be run"),
+                *cure,
+            ));
         }
     }
     let magic: String = head.iter().take(8).flat_map(|b| b.escape_ascii()).map(char::from).collect();
-    let found = if magic.is_empty() { "it is empty".to_owned() } else { format!("it begins with \"{magic}\"") };
+    let found =
+        if magic.is_empty() { "it is empty".to_owned() } else { format!("it begins with \"{magic}\"") };
     Err(Error::new(Code::ImageUnknown, format!("{shown} is no image of a known kind: {found}"), ACCEPTED))
 }
 

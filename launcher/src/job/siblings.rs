@@ -95,52 +95,77 @@ fn parent(pid: i32) -> Option<i32> {
 
 /// Looks below the daemon for a living process in the sandbox with this mark.
 pub fn find(step: &JobStep, mark: &Mark) -> Found {
-    let me = nix::unistd::getpid().as_raw();
-    let mut same_step = Found::None;
-    // Without CONFIG_PROC_CHILDREN every process is asked.
-    let mut level = children(step.daemon).unwrap_or_else(all_processes);
-    let mut visits = 0;
-    for _ in 0..MAX_DEPTH {
-        let mut below = Vec::new();
-        for pid in level {
-            visits += 1;
-            if pid == me || visits > MAX_VISITS {
-                continue;
-            }
-            match mark_of(pid) {
-                Some(found) if found == *mark => {
-                    if let Some(namespaces) = namespaces(pid) {
-                        return Found::Sandbox(namespaces);
-                    }
-                }
-                Some(found) if found.step == mark.step && matches!(same_step, Found::None) => {
-                    if let Some(namespaces) = namespaces(pid) {
-                        same_step = Found::SameStep(namespaces);
-                    }
-                }
-                Some(_) => {}
-                None => below.push(pid),
-            }
-        }
-        level = below.into_iter().flat_map(|pid| children(pid).unwrap_or_default()).collect();
-        if level.is_empty() {
-            break;
-        }
+    let mut search = Search { mark, same_step: Found::None, visits: 0, me: nix::unistd::getpid().as_raw() };
+    // Most launchers have one thread, or fork from the first: its children are asked before the others'.
+    if let Some(first) = children_of(step.daemon, step.daemon)
+        && let Some(namespaces) = search.visit(first, false)
+    {
+        return Found::Sandbox(namespaces);
     }
-    same_step
+    // Without CONFIG_PROC_CHILDREN every process is asked.
+    let all = children(step.daemon).unwrap_or_else(all_processes);
+    match search.visit(all, true) {
+        Some(namespaces) => Found::Sandbox(namespaces),
+        None => search.same_step,
+    }
+}
+
+struct Search<'a> {
+    mark: &'a Mark,
+    same_step: Found,
+    visits: usize,
+    me: i32,
+}
+
+impl Search<'_> {
+    /// Looks at these processes, and at those below the ones that are in no sandbox (wrappers).
+    fn visit(&mut self, mut level: Vec<i32>, deeper: bool) -> Option<Namespaces> {
+        for _ in 0..MAX_DEPTH {
+            let mut below = Vec::new();
+            for pid in level {
+                self.visits += 1;
+                if pid == self.me || self.visits > MAX_VISITS {
+                    continue;
+                }
+                match mark_of(pid) {
+                    Some(found) if found == *self.mark => {
+                        if let Some(namespaces) = namespaces(pid) {
+                            return Some(namespaces);
+                        }
+                    }
+                    Some(found) if found.step == self.mark.step && matches!(self.same_step, Found::None) => {
+                        if let Some(namespaces) = namespaces(pid) {
+                            self.same_step = Found::SameStep(namespaces);
+                        }
+                    }
+                    Some(_) => {}
+                    None => below.push(pid),
+                }
+            }
+            if !deeper || below.is_empty() {
+                return None;
+            }
+            level = below.into_iter().flat_map(|pid| children(pid).unwrap_or_default()).collect();
+        }
+        None
+    }
 }
 
 /// Children of every thread (orted forks from several); `None` where the kernel keeps no such list.
 fn children(pid: i32) -> Option<Vec<i32>> {
     let mut found = None;
     for task in std::fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten() {
-        if let Some(list) = read(&format!("/proc/{pid}/task/{}/children", task.file_name().display())) {
-            let list = String::from_utf8_lossy(&list);
-            let pids = list.split_ascii_whitespace().filter_map(|c| c.parse::<i32>().ok());
+        let Some(task) = task.file_name().to_str().and_then(|t| t.parse().ok()) else { continue };
+        if let Some(pids) = children_of(pid, task) {
             found.get_or_insert_with(Vec::new).extend(pids);
         }
     }
     found
+}
+
+fn children_of(pid: i32, task: i32) -> Option<Vec<i32>> {
+    let list = read(&format!("/proc/{pid}/task/{task}/children"))?;
+    Some(String::from_utf8_lossy(&list).split_ascii_whitespace().filter_map(|c| c.parse().ok()).collect())
 }
 
 fn all_processes() -> Vec<i32> {
@@ -161,7 +186,8 @@ fn mark_of(pid: i32) -> Option<Mark> {
 /// Opens the namespaces of a process, through one handle on it: its number may be another's by now.
 fn namespaces(pid: i32) -> Option<Namespaces> {
     let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
-    let dir = openat(AT_FDCWD, format!("/proc/{pid}/ns").as_str(), flags | OFlag::O_DIRECTORY, Mode::empty()).ok()?;
+    let dir = openat(AT_FDCWD, format!("/proc/{pid}/ns").as_str(), flags | OFlag::O_DIRECTORY, Mode::empty())
+        .ok()?;
     let mount = openat(&dir, "mnt", flags, Mode::empty()).ok()?;
     let user = openat(&dir, "user", flags, Mode::empty()).ok()?;
     Some(Namespaces { user, mount })

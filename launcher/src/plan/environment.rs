@@ -15,7 +15,12 @@ use crate::image::environment::ImageEnvironment;
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Makes the environment and the list of changes that lead to it.
-pub fn make(host: &Environ, image: &ImageEnvironment, config: &Config, workdir: &Path) -> (Environ, Vec<Change>) {
+pub fn make(
+    host: &Environ,
+    image: &ImageEnvironment,
+    config: &Config,
+    workdir: &Path,
+) -> (Environ, Vec<Change>) {
     let mut out = host.clone();
     let mut changes: Vec<Change> = Vec::new();
     let mut note = |name: &str, value: Option<&str>, why: String| {
@@ -88,8 +93,16 @@ mod tests {
 
     #[test]
     fn layers_lie_in_order() {
-        let host = [("PATH", "/host"), ("A", "host"), ("B", "host"), ("C", "host"), ("PWD", "/x"), ("LD_LIBRARY_PATH", "/h")];
-        let options = Options { env: vec!["B=user".into()], unset_env: vec!["C*".into()], ..Options::default() };
+        let host = [
+            ("PATH", "/host"),
+            ("A", "host"),
+            ("B", "host"),
+            ("C", "host"),
+            ("PWD", "/x"),
+            ("LD_LIBRARY_PATH", "/h"),
+        ];
+        let options =
+            Options { env: vec!["B=user".into()], unset_env: vec!["C*".into()], ..Options::default() };
         let env = run(&host, &[("A", "image"), ("B", "image"), ("LD_LIBRARY_PATH", "/image")], options);
         let get = |n: &str| env.get(n);
         assert_eq!(get("PATH").as_deref(), Some(DEFAULT_PATH));
@@ -100,7 +113,8 @@ mod tests {
     #[test]
     fn no_image_can_change_who_the_rank_is() {
         let host = [("PMI_RANK", "3"), ("UCX_TLS", "host")];
-        let env = run(&host, &[("PMI_RANK", "0"), ("UCX_TLS", "image"), ("PMIX_RANK", "0")], Options::default());
+        let env =
+            run(&host, &[("PMI_RANK", "0"), ("UCX_TLS", "image"), ("PMIX_RANK", "0")], Options::default());
         assert_eq!(env.get("PMI_RANK").as_deref(), Some("3"));
         assert_eq!(env.get("UCX_TLS").as_deref(), Some("host"));
         assert_eq!(env.get("PMIX_RANK"), None);
@@ -108,7 +122,8 @@ mod tests {
 
     #[test]
     fn a_clean_environment_keeps_the_launchers_variables() {
-        let host = [("PMI_FD", "6"), ("SLURM_JOB_ID", "1"), ("EDITOR", "vi"), ("HOME", "/h"), ("UCX_TLS", "sm")];
+        let host =
+            [("PMI_FD", "6"), ("SLURM_JOB_ID", "1"), ("EDITOR", "vi"), ("HOME", "/h"), ("UCX_TLS", "sm")];
         let env = run(&host, &[], Options { clean_env: true, ..Options::default() });
         let names: Vec<_> = env.iter().map(|(n, _)| n.to_str().unwrap().to_owned()).collect();
         assert_eq!(names, ["HOME", "PATH", "PMI_FD", "SLURM_JOB_ID", "UCX_TLS"]);

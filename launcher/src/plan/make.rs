@@ -64,7 +64,7 @@ pub struct Facts<'a> {
     /// The environment outside.
     pub environ: &'a Environ,
     /// Whether overlays can be mounted (root, or Linux 5.11).
-    pub overlays: bool,
+    pub overlays: fn() -> bool,
 }
 
 /// Steps and what a person should know about them.
@@ -162,9 +162,10 @@ impl Sources {
                 (Err(_), Weight::IfPossible) => continue,
                 (Err(e), weight) => {
                     let (origin, cure) = match weight {
-                        Weight::Asked(origin) => {
-                            (format!(" ({origin})"), "correct the path, or make it on this node; every node of the job needs it")
-                        }
+                        Weight::Asked(origin) => (
+                            format!(" ({origin})"),
+                            "correct the path, or make it on this node; every node of the job needs it",
+                        ),
                         _ => (String::new(), "this host is set up unusually: every sandbox shows it"),
                     };
                     return Err(Error::new(
@@ -195,6 +196,9 @@ enum Maker {
     Run,
 }
 
+/// A mount point: its path, and the object if it exists in the image.
+type Target = (PathBuf, Option<Rc<OwnedFd>>);
+
 struct Planner<'a> {
     view: &'a mut View,
     image: &'a Image,
@@ -207,7 +211,13 @@ struct Planner<'a> {
 }
 
 /// Plans the sandbox's inside. `view` is the image alone; afterwards it is what the program will see.
-pub fn layout(view: &mut View, image: &Image, writable: bool, facts: &Facts, sources: &Sources) -> Result<Layout> {
+pub fn layout(
+    view: &mut View,
+    image: &Image,
+    writable: bool,
+    facts: &Facts,
+    sources: &Sources,
+) -> Result<Layout> {
     let mut planner = Planner {
         view,
         image,
@@ -257,12 +267,20 @@ impl Planner<'_> {
         )
     }
 
-    fn bind(&mut self, want: &Want, handle: usize, kind: Kind, id: (u64, u64), source: &Rc<OwnedFd>) -> Result<()> {
-        let at = match self.target(want, kind, id) {
-            Ok(Some(at)) => at,
+    fn bind(
+        &mut self,
+        want: &Want,
+        handle: usize,
+        kind: Kind,
+        id: (u64, u64),
+        source: &Rc<OwnedFd>,
+    ) -> Result<()> {
+        let (at, point) = match self.target(want, kind, id) {
+            Ok(Some(target)) => target,
             Ok(None) => return Ok(()),
             Err(why) => {
-                let what = format!("{} cannot be shown at {}: {why}", want.source.display(), want.at.display());
+                let what =
+                    format!("{} cannot be shown at {}: {why}", want.source.display(), want.at.display());
                 return match &want.weight {
                     Weight::Asked(origin) => Err(Error::new(
                         Code::BindTarget,
@@ -284,12 +302,20 @@ impl Planner<'_> {
             read_only: want.read_only,
             why: want.why.clone(),
             handle,
+            point,
+            directory: kind == Kind::Directory,
         });
         Ok(())
     }
 
-    /// The link-free path to bind at; `None` when the very object is visible there already.
-    fn target(&mut self, want: &Want, kind: Kind, id: (u64, u64)) -> std::result::Result<Option<PathBuf>, String> {
+    /// The link-free path to bind at, and the object there if it is the image's; `None` when the very
+    /// source is visible there already.
+    fn target(
+        &mut self,
+        want: &Want,
+        kind: Kind,
+        id: (u64, u64),
+    ) -> std::result::Result<Option<Target>, String> {
         match self.view.lookup(&want.at).map_err(|e| format!("inside, {e}"))? {
             Lookup::Exists(entry) => {
                 if entry.id == id && !want.read_only {
@@ -303,16 +329,20 @@ impl Planner<'_> {
                 }
                 let of_host = entry.layer != 0 && entry.fd().is_some();
                 if of_host && !matches!(want.weight, Weight::Asked(_)) {
-                    return Err(format!("inside, {} is the host's already, by a link of the image", entry.path.display()));
+                    return Err(format!(
+                        "inside, {} is the host's already, by a link of the image",
+                        entry.path.display()
+                    ));
                 }
-                Ok(Some(entry.path))
+                let path = entry.path.clone();
+                let point = (entry.layer == 0).then(|| entry.into_fd()).flatten();
+                Ok(Some((path, point)))
             }
             Lookup::Missing { parent, rest } => match self.make(&parent, &rest, kind == Kind::Directory) {
-                Some(at) => Ok(Some(at)),
-                None => Err(format!(
-                    "it would have to be made in {}, which is the host's",
-                    parent.path.display()
-                )),
+                Some(at) => Ok(Some((at, None))),
+                None => {
+                    Err(format!("it would have to be made in {}, which is the host's", parent.path.display()))
+                }
             },
         }
     }
@@ -332,7 +362,10 @@ impl Planner<'_> {
         while let Some(name) = names.next() {
             at.push(name);
             let is_directory = directory || names.peek().is_some();
-            self.makes.entry(maker.clone()).or_default().push(Make { at: at.clone(), directory: is_directory });
+            self.makes
+                .entry(maker.clone())
+                .or_default()
+                .push(Make { at: at.clone(), directory: is_directory });
             if is_directory {
                 self.view.lay_empty(&at);
                 self.made.push((at.clone(), maker.clone()));
@@ -341,12 +374,27 @@ impl Planner<'_> {
         Some(at)
     }
 
-    fn finish(mut self, writable: bool, overlays: bool) -> Result<Layout> {
+    fn finish(mut self, writable: bool, overlays: fn() -> bool) -> Result<Layout> {
         let mut steps = Vec::new();
+        let relaid: Vec<PathBuf> = self
+            .makes
+            .keys()
+            .filter_map(|maker| match maker {
+                Maker::Relay(at) => Some(at.clone()),
+                Maker::Run => None,
+            })
+            .collect();
+        for bind in &mut self.binds {
+            if let Step::Bind { at, point, .. } = bind
+                && (writable || relaid.iter().any(|r| at.starts_with(r)))
+            {
+                *point = None;
+            }
+        }
         let run = self.makes.remove(&Maker::Run).unwrap_or_default();
         for (maker, make) in std::mem::take(&mut self.makes) {
             let Maker::Relay(at) = maker else { continue };
-            let by = if writable { Relay::Writable } else { self.relay(&at, overlays)? };
+            let by = if writable { Relay::Writable } else { self.relay(&at, overlays())? };
             steps.push(Step::Relay { at, by, make });
         }
         steps.push(Step::Tmpfs { at: self.run.clone(), why: table::RUN_WHY.to_owned(), make: run });
@@ -356,7 +404,9 @@ impl Planner<'_> {
 
     fn relay(&self, at: &Path, overlays: bool) -> Result<Relay> {
         let image = self.view.base();
-        let Some(entry) = image.find(at).map_err(in_image(&self.image.given))? else { return Ok(Relay::Tmpfs) };
+        let Some(entry) = image.find(at).map_err(in_image(&self.image.given))? else {
+            return Ok(Relay::Tmpfs);
+        };
         let limit = match () {
             () if !overlays => MANY_ENTRIES,
             () if at == Path::new("/") => FEW_AT_THE_ROOT,
@@ -401,7 +451,7 @@ mod tests {
             let environ = Environ::from_pairs(environ);
             let options = Options { bind: binds.iter().map(Into::into).collect(), ..Options::default() };
             let config = Config::load(&Environ::default(), Some(&options)).unwrap();
-            let facts = Facts { uid: 4_000_000, cwd: None, environ: &environ, overlays: true };
+            let facts = Facts { uid: 4_000_000, cwd: None, environ: &environ, overlays: || true };
             let image = Image::open(self.dir.path()).unwrap();
             let sources = Sources::open(&config, &facts)?;
             let mut view = View::open(self.dir.path()).unwrap();
@@ -471,8 +521,16 @@ mod tests {
         let case = Case::new(&["dev", "proc", "sys", "tmp", "run"]);
         symlink("/tmp", case.dir.path().join("etc")).unwrap();
         let layout = case.plan(&[], &[]).unwrap();
-        assert!(binds(&layout).iter().all(|b| !b.starts_with("/tmp/") && !b.starts_with("/etc")), "{:?}", binds(&layout));
-        assert!(layout.notes.iter().any(|n| n.contains("/etc/hosts") && n.contains("which is the host's")), "{:?}", layout.notes);
+        assert!(
+            binds(&layout).iter().all(|b| !b.starts_with("/tmp/") && !b.starts_with("/etc")),
+            "{:?}",
+            binds(&layout)
+        );
+        assert!(
+            layout.notes.iter().any(|n| n.contains("/etc/hosts") && n.contains("which is the host's")),
+            "{:?}",
+            layout.notes
+        );
     }
 
     #[test]

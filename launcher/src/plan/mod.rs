@@ -4,7 +4,9 @@ pub mod environment;
 pub mod make;
 pub mod table;
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::rc::Rc;
 
 use abi_probe::mpi::Mpi;
 use serde::Serialize;
@@ -67,6 +69,12 @@ pub enum Step {
         /// Index of the opened source; it is opened before anything is mounted.
         #[serde(skip)]
         handle: usize,
+        /// The mount point as it was judged, if nothing is laid anew above it.
+        #[serde(skip)]
+        point: Option<Rc<OwnedFd>>,
+        /// Whether the mount point is a directory.
+        #[serde(skip)]
+        directory: bool,
     },
     /// The root becomes `/`; the host's is let go.
     Pivot,

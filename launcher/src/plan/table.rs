@@ -42,9 +42,7 @@ pub const RUN_WHY: &str = "runtime files of the host, those that ranks need; the
 /// Directories of the host below /run.
 pub const RUNTIME: &[Row] = &[
     row("/run/munge", IfThere, "munge's socket: PMIx and Slurm authenticate by it"),
-    row("/run/dbus", IfThere, "system bus, where a name service asks through it"),
     row("/run/nscd", IfThere, "name service cache: users of a directory service"),
-    row("/run/udev", IfThere, "device data for hwloc and libfabric"),
 ];
 
 /// Single files of the host.
@@ -58,8 +56,20 @@ pub const FILES: &[Row] = &[
 ];
 
 /// Directories that belong to the image: a working directory in them is the image's.
-pub const OF_THE_IMAGE: &[&str] =
-    &["/bin", "/boot", "/etc", "/lib", "/lib32", "/lib64", "/libx32", "/run", "/sbin", "/usr", "/var/lib", "/var/cache"];
+pub const OF_THE_IMAGE: &[&str] = &[
+    "/bin",
+    "/boot",
+    "/etc",
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/libx32",
+    "/run",
+    "/sbin",
+    "/usr",
+    "/var/lib",
+    "/var/cache",
+];
 
 #[cfg(test)]
 mod tests {

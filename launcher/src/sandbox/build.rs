@@ -68,10 +68,23 @@ pub struct Building {
 
 impl Building {
     /// Attaches the image. The sources of all binds must have been opened before.
-    pub fn attach(image: &Image, how: Option<&How>, server: Option<Server>, uid: u32, gid: u32) -> Result<Building> {
+    pub fn attach(
+        image: &Image,
+        how: Option<&How>,
+        server: Option<Server>,
+        uid: u32,
+        gid: u32,
+    ) -> Result<Building> {
         match (image.kind, how) {
             (ImageKind::Directory, _) | (_, None) => {
-                do_mount("binding the image", Some(&image.path), &image.path, None, MsFlags::MS_BIND | MsFlags::MS_REC, None)?;
+                do_mount(
+                    "binding the image",
+                    Some(&image.path),
+                    &image.path,
+                    None,
+                    MsFlags::MS_BIND | MsFlags::MS_REC,
+                    None,
+                )?;
                 Building::at(image.path.clone()).based()
             }
             (ImageKind::Squashfs, Some(how)) => {
@@ -106,7 +119,8 @@ impl Building {
 
     /// The image's root, to be looked at.
     pub fn view(&self) -> Result<View> {
-        View::open(&self.root).map_err(|e| Error::step("opening the image", std::io::Error::other(e.to_string())))
+        View::open(&self.root)
+            .map_err(|e| Error::step("opening the image", std::io::Error::other(e.to_string())))
     }
 
     fn based(mut self) -> Result<Building> {
@@ -129,9 +143,8 @@ impl Building {
     /// Whether a directory that will be bound has the new root somewhere below it, by whatever path.
     fn would_show(&self, sources: &Sources) -> bool {
         let base = if self.staged { Path::new(STAGE) } else { self.root.as_path() };
-        base.ancestors().any(|above| {
-            std::fs::metadata(above).map_or(true, |m| sources.ids.contains(&(m.dev(), m.ino())))
-        })
+        base.ancestors()
+            .any(|above| std::fs::metadata(above).map_or(true, |m| sources.ids.contains(&(m.dev(), m.ino()))))
     }
 
     fn stage(&mut self) -> Result<()> {
@@ -141,7 +154,14 @@ impl Building {
                 true => Some(self.open(Path::new("/"))?),
                 false => None,
             };
-            do_mount("making room", Some(Path::new("hpc-launch")), Path::new(STAGE), Some("tmpfs"), MsFlags::empty(), Some("mode=0700"))?;
+            do_mount(
+                "making room",
+                Some(Path::new("hpc-launch")),
+                Path::new(STAGE),
+                Some("tmpfs"),
+                MsFlags::empty(),
+                Some("mode=0700"),
+            )?;
             self.staged = true;
             if let Some(old) = hidden {
                 let root = Path::new(STAGE).join("root");
@@ -154,11 +174,17 @@ impl Building {
     }
 
     /// Carries out everything from the root to the pivot.
-    pub fn carry_out(mut self, steps: &[Step], sources: &Sources, mark: Option<&str>, privileged: bool) -> Result<()> {
+    pub fn carry_out(
+        mut self,
+        steps: &[Step],
+        sources: Sources,
+        mark: Option<&str>,
+        privileged: bool,
+    ) -> Result<()> {
         let mut relays = 0;
         let first_bind = steps.iter().position(|s| matches!(s, Step::Bind { .. }));
         for (i, step) in steps.iter().enumerate() {
-            if Some(i) == first_bind && self.would_show(sources) {
+            if Some(i) == first_bind && self.would_show(&sources) {
                 self.set_apart(MsFlags::MS_UNBINDABLE)?;
                 self.apart = true;
             }
@@ -170,26 +196,37 @@ impl Building {
                     let extra = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
                     remount(&root, extra, "making the root read-only")?;
                 }
-                Step::Relay { at, by: Relay::Tmpfs, make } => self.relay_by_tmpfs(at, make, &covered(&steps[i..]))?,
+                Step::Relay { at, by: Relay::Tmpfs, make } => {
+                    self.relay_by_tmpfs(at, make, &covered(&steps[i..]))?
+                }
                 Step::Relay { at, by: Relay::Overlay, make } => {
                     relays += 1;
                     self.relay_by_overlay(at, make, relays, privileged)?;
                 }
                 Step::Relay { by: Relay::Writable, make, .. } => self.make_all(make)?,
                 Step::Tmpfs { at, make, .. } => self.tmpfs(at, make, mark)?,
-                Step::Bind { at, read_only, handle, source, .. } => {
-                    let target = self.open(at)?;
+                Step::Bind { at, read_only, handle, source, point, directory, .. } => {
+                    // The image's own mount was attached before the plan was made, and is still there.
+                    let target = match point {
+                        Some(point) if !self.staged => Rc::clone(point),
+                        _ => self.open(at)?,
+                    };
                     let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
                     // A directory is mounted on as `.`: every name in /proc/self/fd costs the kernel an
                     // entry there. A file's only name is that one.
-                    let point = match nix::unistd::fchdir(&target) {
-                        Ok(()) => PathBuf::from("."),
-                        Err(_) => path_of(&target),
+                    let point = match directory {
+                        true => {
+                            nix::unistd::fchdir(&target)
+                                .map_err(|e| Error::step(format_args!("entering {}", at.display()), e))?;
+                            PathBuf::from(".")
+                        }
+                        false => path_of(&target),
                     };
                     let held = path_of(&sources.handles[*handle]);
                     let from = if self.staged || source.starts_with(&self.root) { &held } else { source };
-                    mount(Some(from), &point, none(), flags, none())
-                        .map_err(|e| Error::step(format_args!("binding {} at {}", source.display(), at.display()), e))?;
+                    mount(Some(from), &point, none(), flags, none()).map_err(|e| {
+                        Error::step(format_args!("binding {} at {}", source.display(), at.display()), e)
+                    })?;
                     if *read_only {
                         self.read_only_below(at)?;
                     }
@@ -199,6 +236,8 @@ impl Building {
                     .map_err(|e| Error::step("prctl(PR_SET_NO_NEW_PRIVS)", e))?,
             }
         }
+        // Closed by the exec that follows, all at once.
+        std::mem::forget(sources);
         Ok(())
     }
 
@@ -215,7 +254,10 @@ impl Building {
         let entry = view.find(at).map_err(|e| changed(e.to_string()))?;
         let entry = entry.ok_or_else(|| changed("it vanished while the sandbox was built".into()))?;
         if entry.path != at {
-            return Err(changed(format!("it became a link to {} while the sandbox was built", entry.path.display())));
+            return Err(changed(format!(
+                "it became a link to {} while the sandbox was built",
+                entry.path.display()
+            )));
         }
         entry.into_fd().ok_or_else(|| changed("it is not real".into()))
     }
@@ -233,7 +275,14 @@ impl Building {
             path_of(&lower).display(),
             user_xattr(privileged)
         );
-        do_mount("overlaying the root", Some(Path::new("hpc-launch")), &merged, Some("overlay"), MsFlags::empty(), Some(&options))?;
+        do_mount(
+            "overlaying the root",
+            Some(Path::new("hpc-launch")),
+            &merged,
+            Some("overlay"),
+            MsFlags::MS_NOSUID | MsFlags::MS_NODEV,
+            Some(&options),
+        )?;
         self.move_root(merged);
         Ok(())
     }
@@ -246,15 +295,26 @@ impl Building {
             .and_then(Iterator::collect::<std::io::Result<Vec<_>>>)
             .map_err(|e| Error::step(format_args!("listing {}", at.display()), e))?;
         let over = if at == Path::new("/") { self.root.clone() } else { below.clone() };
-        do_mount("laying out a directory anew", Some(Path::new("hpc-launch")), &over, Some("tmpfs"), MsFlags::empty(), Some(TMPFS_OPTIONS))?;
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+        do_mount(
+            "laying out a directory anew",
+            Some(Path::new("hpc-launch")),
+            &over,
+            Some("tmpfs"),
+            flags,
+            Some(TMPFS_OPTIONS),
+        )?;
         if at == Path::new("/") {
             self.move_root(self.root.clone());
         }
         let new = self.open(at)?;
         for entry in names {
             let name = entry.file_name();
-            let kind = entry.file_type().map_err(|e| Error::step(format_args!("looking at {}", name.display()), e))?;
-            let failed = |e: Errno| Error::step(format_args!("laying out {} anew", at.join(&name).display()), e);
+            let kind = entry
+                .file_type()
+                .map_err(|e| Error::step(format_args!("looking at {}", name.display()), e))?;
+            let failed =
+                |e: Errno| Error::step(format_args!("laying out {} anew", at.join(&name).display()), e);
             if kind.is_symlink() {
                 let target = std::fs::read_link(below.join(&name))
                     .map_err(|e| Error::step(format_args!("reading the link {}", name.display()), e))?;
@@ -266,7 +326,8 @@ impl Building {
                 continue;
             }
             let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
-            mount(Some(&below.join(&name)), &path_of(&new).join(&name), none(), flags, none()).map_err(failed)?;
+            mount(Some(&below.join(&name)), &path_of(&new).join(&name), none(), flags, none())
+                .map_err(failed)?;
         }
         self.make_all(make)?;
         remount(&new, MsFlags::MS_RDONLY, "closing a directory that was laid out anew")
@@ -284,21 +345,37 @@ impl Building {
             if m.directory { mkdir(&path)? } else { make_file(&path)? }
         }
         let lower = path_of(&lower);
-        let options = format!("lowerdir={}:{}{}", skeleton.display(), lower.display(), user_xattr(privileged));
-        do_mount("overlaying a directory", Some(Path::new("hpc-launch")), &lower, Some("overlay"), MsFlags::MS_RDONLY, Some(&options))
+        let options =
+            format!("lowerdir={}:{}{}", skeleton.display(), lower.display(), user_xattr(privileged));
+        let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+        do_mount(
+            "overlaying a directory",
+            Some(Path::new("hpc-launch")),
+            &lower,
+            Some("overlay"),
+            flags,
+            Some(&options),
+        )
     }
 
     fn tmpfs(&self, at: &Path, make: &[Make], mark: Option<&str>) -> Result<()> {
         let over = self.open(at)?;
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-        do_mount("mounting a tmpfs", Some(Path::new("hpc-launch")), &path_of(&over), Some("tmpfs"), flags, Some(TMPFS_OPTIONS))?;
+        do_mount(
+            "mounting a tmpfs",
+            Some(Path::new("hpc-launch")),
+            &path_of(&over),
+            Some("tmpfs"),
+            flags,
+            Some(TMPFS_OPTIONS),
+        )?;
         self.make_all(make)?;
-        let notes = Make { at: at.join(MARK_DIRECTORY.rsplit('/').next().unwrap_or_default()), directory: true };
-        let path = notes.at.clone();
-        self.make_all(&[notes])?;
         if let Some(mark) = mark {
-            let directory = self.open(&path)?;
-            symlinkat(mark, &directory, MARK_LINK).map_err(|e| Error::step("marking the sandbox", e))?;
+            let run = self.open(at)?;
+            let name = Path::new(MARK_DIRECTORY.rsplit('/').next().unwrap_or_default());
+            make_at(&run, name, true)
+                .and_then(|()| symlinkat(mark, &run, &name.join(MARK_LINK)))
+                .map_err(|e| Error::step("marking the sandbox", e))?;
         }
         Ok(())
     }
@@ -341,10 +418,18 @@ impl Building {
         chdir(&self.root).map_err(|e| Error::step("entering the new root", e))?;
         match pivot_root(".", ".") {
             // The old root lies on top of the new one now (pivot_root(2), NOTES).
-            Ok(()) => umount2(".", MntFlags::MNT_DETACH).map_err(|e| Error::step("letting the host's root go", e))?,
+            Ok(()) => umount2(".", MntFlags::MNT_DETACH)
+                .map_err(|e| Error::step("letting the host's root go", e))?,
             // Nodes that run from their initramfs have a root that cannot be pivoted away (same page).
             Err(Errno::EINVAL) => {
-                do_mount("moving the new root", Some(Path::new(".")), Path::new("/"), None, MsFlags::MS_MOVE, None)?;
+                do_mount(
+                    "moving the new root",
+                    Some(Path::new(".")),
+                    Path::new("/"),
+                    None,
+                    MsFlags::MS_MOVE,
+                    None,
+                )?;
                 chroot(".").map_err(|e| Error::step("chroot", e))?;
             }
             Err(e) => return Err(Error::step("pivot_root", e)),
@@ -442,6 +527,11 @@ pub mod notes {
         }
     }
 
+    /// Makes an empty note; a sandbox works without.
+    pub fn make(name: &str) {
+        let _ = File::create_new(Path::new(MARK_DIRECTORY).join(name));
+    }
+
     /// Whether there is such a note.
     pub fn exists(name: &str) -> bool {
         nix::unistd::access(&Path::new(MARK_DIRECTORY).join(name), nix::unistd::AccessFlags::F_OK).is_ok()
@@ -457,12 +547,13 @@ pub mod notes {
     }
 }
 
-/// Whether overlays can be mounted: by root always, in a user namespace since Linux 5.11.
-pub fn overlays(privileged: bool) -> bool {
-    let release = nix::sys::utsname::uname().map(|u| u.release().to_string_lossy().into_owned()).unwrap_or_default();
+/// Whether overlays can be mounted in a user namespace: since Linux 5.11.
+pub fn user_overlays() -> bool {
+    let release =
+        nix::sys::utsname::uname().map(|u| u.release().to_string_lossy().into_owned()).unwrap_or_default();
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).filter_map(|n| n.parse::<u32>().ok());
     let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-    privileged || version >= (5, 11)
+    version >= (5, 11)
 }
 
 #[cfg(test)]

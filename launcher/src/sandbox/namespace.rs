@@ -65,16 +65,14 @@ pub fn join_user_namespace(user: &OwnedFd) -> Result<()> {
 /// Enters a sibling's sandbox whole. The kernel sets root and working directory to the sandbox's.
 pub fn join(namespaces: &Namespaces) -> Result<()> {
     join_user_namespace(&namespaces.user)?;
-    setns(&namespaces.mount, CloneFlags::CLONE_NEWNS).map_err(|e| Error::step("joining the job's mount namespace", e))
+    setns(&namespaces.mount, CloneFlags::CLONE_NEWNS)
+        .map_err(|e| Error::step("joining the job's mount namespace", e))
 }
 
 /// This process's own namespaces, to hand over.
 pub fn own() -> nix::Result<Namespaces> {
     let open = |path: &str| openat(AT_FDCWD, path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty());
-    Ok(Namespaces {
-        user: open("/proc/self/ns/user")?,
-        mount: open("/proc/self/ns/mnt")?,
-    })
+    Ok(Namespaces { user: open("/proc/self/ns/user")?, mount: open("/proc/self/ns/mnt")? })
 }
 
 /// Settings that forbid user namespaces, each with the value that does and the cure.

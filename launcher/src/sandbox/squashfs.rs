@@ -135,7 +135,8 @@ fn serve(arguments: &[CString], wait: &OwnedFd, fuse: &File, errors: &File, null
     // first. Closing all others matters: hydra takes the end of PMI_FD for a rank's death,
     // and a launcher waits for the end of every rank's output.
     unsafe {
-        let sources = [null.as_raw_fd(), null.as_raw_fd(), errors.as_raw_fd(), fuse.as_raw_fd(), wait.as_raw_fd()];
+        let sources =
+            [null.as_raw_fd(), null.as_raw_fd(), errors.as_raw_fd(), fuse.as_raw_fd(), wait.as_raw_fd()];
         let high = sources.map(|fd| libc::fcntl(fd, libc::F_DUPFD, 64));
         for (to, from) in high.into_iter().enumerate() {
             if from < 0 || libc::dup2(from, to as i32) < 0 {
@@ -245,4 +246,3 @@ pub fn kernel_can() -> bool {
     };
     Path::new("/dev/loop-control").exists() && (listed || module())
 }
-
