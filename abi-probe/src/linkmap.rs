@@ -4,6 +4,7 @@
 //! LD_LIBRARY_PATH, ld.so.cache and the default directories. Directories for hardware capabilities
 //! are found through the cache, as ldconfig entered them.
 
+use std::cell::OnceCell;
 use std::collections::HashSet;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -80,8 +81,20 @@ pub enum Unrunnable {
 /// Either answer about a program.
 pub type Outcome = std::result::Result<LinkMap, Unrunnable>;
 
+/// What of the link map is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Every object.
+    Whole,
+    /// Only what may lead to an MPI: the C library's family needs nothing but itself and is not looked for.
+    Mpi,
+}
+
+/// Sonames of glibc's own libraries (its NEWS and Versions.all; the musl loader is its libc).
+const LIBC_FAMILY: &[&str] = &["libc.so.6", "libm.so.6", "libpthread.so.0", "libdl.so.2", "librt.so.1"];
+
 /// Simulates the loader on `program` (an entry of `view`) with this `LD_LIBRARY_PATH`.
-pub fn link(view: &View, program: &Entry, ld_library_path: Option<&str>) -> Result<Outcome> {
+pub fn link(view: &View, program: &Entry, ld_library_path: Option<&str>, scope: Scope) -> Result<Outcome> {
     let mut map = LinkMap { program: program.path.clone(), ..LinkMap::default() };
     let mut object = None;
     let mut interpreter_entry;
@@ -123,7 +136,7 @@ pub fn link(view: &View, program: &Entry, ld_library_path: Option<&str>) -> Resu
     if view.find(Path::new(&interp))?.is_none() {
         return Ok(Err(Unrunnable::InterpreterMissing { file: map.program, interpreter: interp.into() }));
     }
-    Search::new(view, Loader::of(&interp), object.arch, ld_library_path)?
+    Search::new(view, Loader::of(&interp), object.arch, ld_library_path, scope)?
         .closure(&mut map, object, &interp)?;
     map.interp = Some(interp.into());
     Ok(Ok(map))
@@ -142,7 +155,8 @@ struct Search<'v> {
     arch: Arch,
     library_path: Vec<String>,
     defaults: Vec<String>,
-    cache: Vec<u8>,
+    cache: OnceCell<Vec<u8>>,
+    scope: Scope,
 }
 
 struct Loaded {
@@ -152,15 +166,17 @@ struct Loaded {
 }
 
 impl<'v> Search<'v> {
-    fn new(view: &'v View, loader: Loader, arch: Arch, ld_library_path: Option<&str>) -> Result<Self> {
+    fn new(
+        view: &'v View,
+        loader: Loader,
+        arch: Arch,
+        ld_library_path: Option<&str>,
+        scope: Scope,
+    ) -> Result<Self> {
         let library_path = ld_library_path
             .filter(|l| !l.is_empty())
             .map(|l| ldso::split(l, true).map(String::from).collect())
             .unwrap_or_default();
-        let cache = match loader {
-            Loader::Glibc => view.read(Path::new("/etc/ld.so.cache"), MAX_CACHE).ok().flatten(),
-            Loader::Musl => None,
-        };
         let mut defaults = ldso::default_directories(loader, arch);
         if loader == Loader::Musl {
             let name = format!("/etc/ld-musl-{arch}.path");
@@ -169,7 +185,7 @@ impl<'v> Search<'v> {
                 defaults = list.split([':', '\n']).filter(|d| !d.is_empty()).map(String::from).collect();
             }
         }
-        Ok(Search { view, loader, arch, library_path, defaults, cache: cache.unwrap_or_default() })
+        Ok(Search { view, loader, arch, library_path, defaults, cache: OnceCell::new(), scope })
     }
 
     fn closure(&self, map: &mut LinkMap, program: Object, interp: &str) -> Result<()> {
@@ -182,7 +198,8 @@ impl<'v> Search<'v> {
         let mut next = 0;
         while next < loaded.len() {
             for name in loaded[next].object.needed.clone() {
-                if !seen.insert(name.clone()) {
+                let leads_nowhere = self.scope == Scope::Mpi && LIBC_FAMILY.contains(&name.as_str());
+                if leads_nowhere || !seen.insert(name.clone()) {
                     continue;
                 }
                 if map.objects.len() == MAX_OBJECTS {
@@ -240,7 +257,11 @@ impl<'v> Search<'v> {
                 return Ok(Some(found));
             }
         }
-        if let Some(cache) = Cache::parse(&self.cache) {
+        let cache = self.cache.get_or_init(|| {
+            let read = || self.view.read(Path::new("/etc/ld.so.cache"), MAX_CACHE).ok().flatten();
+            (self.loader == Loader::Glibc).then(read).flatten().unwrap_or_default()
+        });
+        if let Some(cache) = Cache::parse(cache) {
             for path in cache.paths(name) {
                 if let Some(found) = self.try_path(Path::new(path))? {
                     return Ok(Some(found));
@@ -281,7 +302,7 @@ mod tests {
     fn link_host(program: &str) -> LinkMap {
         let view = View::open(Path::new("/")).unwrap();
         let entry = view.find(Path::new(program)).unwrap().unwrap();
-        link(&view, &entry, None).unwrap().unwrap()
+        link(&view, &entry, None, Scope::Whole).unwrap().unwrap()
     }
 
     #[test]
@@ -319,7 +340,7 @@ mod tests {
         let view = View::open(dir.path()).unwrap();
         let outcome = |name: &str| {
             let entry = view.find(Path::new(name)).unwrap().unwrap();
-            link(&view, &entry, None).unwrap().unwrap_err()
+            link(&view, &entry, None, Scope::Whole).unwrap().unwrap_err()
         };
         assert!(matches!(outcome("/a"), Unrunnable::InterpreterMissing { file, interpreter }
             if file == Path::new("/b") && interpreter == Path::new("/nowhere/sh")));

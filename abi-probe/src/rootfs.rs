@@ -8,7 +8,7 @@
 //! of /proc is read as text, like any other). Where openat2(2) exists, a path without links costs
 //! one call.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -98,6 +98,8 @@ pub enum Lookup {
 #[derive(Debug)]
 enum Source {
     Tree(Rc<OwnedFd>),
+    /// A path of the host, opened when something is looked for in it.
+    Path(PathBuf, OnceCell<Rc<OwnedFd>>),
     /// A directory that will be made, with nothing in it (a fresh tmpfs).
     Empty,
 }
@@ -109,6 +111,24 @@ enum Direct {
     Missing,
     /// There are links, or openat2 is not to be had: walk.
     Unknown,
+}
+
+impl Source {
+    /// The tree's root; none for what is empty.
+    fn tree(&self) -> Result<Option<&Rc<OwnedFd>>> {
+        match self {
+            Source::Tree(fd) => Ok(Some(fd)),
+            Source::Path(path, opened) => {
+                if opened.get().is_none() {
+                    let fd = openat(AT_FDCWD, path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
+                        .map_err(|e| Error::io("open", path, e))?;
+                    let _ = opened.set(Rc::new(fd));
+                }
+                Ok(opened.get())
+            }
+            Source::Empty => Ok(None),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -148,6 +168,14 @@ impl View {
     /// link-free path of this view (from [`View::lookup`]).
     pub fn lay(&mut self, at: &Path, source: Rc<OwnedFd>) {
         self.layers.push(Layer { at: at.to_owned(), source: Source::Tree(source) });
+        self.links.borrow_mut().clear();
+    }
+
+    /// As [`View::lay`], with an absolute path of the host, which is opened only if something below it is
+    /// looked for.
+    pub fn lay_path(&mut self, at: &Path, source: &Path) {
+        let source = Source::Path(source.to_owned(), OnceCell::new());
+        self.layers.push(Layer { at: at.to_owned(), source });
         self.links.borrow_mut().clear();
     }
 
@@ -261,7 +289,7 @@ impl View {
                 }
             }
             let (index, below) = self.layer_of(&here);
-            let Source::Tree(root) = &self.layers[index].source else { return None };
+            let root = self.layers[index].source.tree().ok().flatten()?;
             let target = match below.as_os_str().is_empty() {
                 true => None,
                 false => match readlinkat(&**root, below) {
@@ -345,7 +373,7 @@ impl View {
             return Ok(Direct::Unknown);
         }
         let (index, rest) = self.layer_of(path);
-        let Source::Tree(root) = &self.layers[index].source else {
+        let Some(root) = self.layers[index].source.tree()? else {
             return match rest.as_os_str().is_empty() {
                 true => self.layer_root(path, index).map(Direct::Exists),
                 false => Ok(Direct::Missing),
@@ -369,8 +397,8 @@ impl View {
     }
 
     fn layer_root(&self, at: &Path, layer: usize) -> Result<Entry> {
-        match &self.layers[layer].source {
-            Source::Empty => Ok(Entry {
+        match self.layers[layer].source.tree()? {
+            None => Ok(Entry {
                 path: at.to_owned(),
                 kind: Kind::Directory,
                 mode: 0o755,
@@ -379,7 +407,7 @@ impl View {
                 layer,
                 fd: None,
             }),
-            Source::Tree(fd) => entry(Rc::clone(fd), at.to_owned(), layer),
+            Some(fd) => entry(Rc::clone(fd), at.to_owned(), layer),
         }
     }
 

@@ -36,7 +36,7 @@ pub extern "C" fn main(_argc: i32, _argv: *const *const u8) -> i32 {
 
 /// Everything; answers the exit status.
 fn start() -> u8 {
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::of_plain_call(std::env::args_os()).map_or_else(Cli::try_parse, Ok) {
         Ok(cli) => cli,
         Err(e) => {
             let asked = !e.use_stderr();

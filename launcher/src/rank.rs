@@ -107,7 +107,7 @@ impl Request {
     /// One sandbox per node: join it, or build it while the others wait.
     fn shared(&self, image: &Image, myself: &Myself, job: &JobStep, mark: &Mark) -> Result<Inside> {
         loop {
-            if let Found::Sandbox(namespaces) = siblings::find(job, mark) {
+            if let Some(namespaces) = siblings::find_at_once(job, mark) {
                 return self.join(image, &namespaces);
             }
             match meet(&mark.step, myself.uid)? {
@@ -117,7 +117,7 @@ impl Request {
                 // For another image of this job: its user namespace is found by the next look.
                 Meeting::Built(..) => {}
                 Meeting::Again => std::thread::sleep(std::time::Duration::from_micros(200)),
-                // Somebody may have finished between our look and our lock.
+                // Under the lock a look at everything: nobody else builds now.
                 Meeting::Build(lock) => match siblings::find(job, mark) {
                     Found::Sandbox(namespaces) => {
                         drop(lock);
@@ -203,7 +203,11 @@ impl Request {
             environ: &self.environ,
             overlays: if entered.in_user_namespace { build::user_overlays } else { || true },
         };
-        let sources = Sources::open(&self.config, &facts)?;
+        let mut sources = Sources::find(&self.config, &facts)?;
+        if image.kind == Kind::Squashfs {
+            // It will be mounted over a directory of the host.
+            sources.hold()?;
+        }
         let building = Building::attach(image, how.as_ref(), server, myself.uid, myself.gid)?;
         let mut view = building.view()?;
         let environment = ImageEnvironment::read(image, &view)?;
@@ -217,7 +221,7 @@ impl Request {
         steps.push(Step::MountNamespace);
         steps.push(Step::Root { image: image.path.clone(), squashfs: how, writable });
         steps.append(&mut laid.steps);
-        steps.extend([Step::Pivot, Step::NoNewPrivileges]);
+        steps.extend([Step::Enter, Step::NoNewPrivileges]);
 
         let (workdir, note) = self.workdir(&view, myself, &environment)?;
         let mut remarks = laid.notes;

@@ -86,7 +86,7 @@ fn step_text(step: &Step) -> String {
                 false => format!("bind {} at {}{mode} — {why}", source.display(), at.display()),
             }
         }
-        Step::Pivot => "the root becomes /".to_owned(),
+        Step::Enter => "the root becomes /".to_owned(),
         Step::NoNewPrivileges => "no new privileges".to_owned(),
     }
 }

@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use abi_probe::elf::Arch;
-use abi_probe::linkmap::{self, Unrunnable};
+use abi_probe::linkmap::{self, Scope, Unrunnable};
 use abi_probe::mpi::{self, Family, Mpi, Pmi};
 use abi_probe::rootfs::{Entry, Kind, Lookup, View};
 use pmi_shim::fit::{self, ImageMpi};
@@ -89,7 +89,7 @@ pub fn judge(
         )
     };
     let library_path = environ.get("LD_LIBRARY_PATH");
-    let map = linkmap::link(view, program, library_path.as_deref()).map_err(failed)?.map_err(unrunnable)?;
+    let map = linkmap::link(view, program, library_path.as_deref(), Scope::Mpi).map_err(failed)?.map_err(unrunnable)?;
     let Some(mpi) = mpi::identify(view, &map).map_err(failed)? else { return Ok(MpiVerdict::NoneSeen) };
     let Some(job) = job else { return Ok(MpiVerdict::Own { mpi }) };
     match fit::judge(&job.rank, &facts(&mpi), |name| environ.get(name)) {

@@ -20,6 +20,8 @@ use super::{JobStep, Mark};
 const MAX_DEPTH: usize = 8;
 /// More processes below one daemon than any node has ranks.
 const MAX_VISITS: usize = 16384;
+/// How many of the daemon's children are looked at before asking for the lock.
+const FIRST: usize = 4;
 /// Where a sandbox says whose it is, inside.
 pub const MARK_DIRECTORY: &str = "/run/hpc-launch";
 /// The link in that directory whose text is the mark.
@@ -93,15 +95,16 @@ fn parent(pid: i32) -> Option<i32> {
     text[text.rfind(')')? + 1..].split_ascii_whitespace().nth(1)?.parse().ok()
 }
 
-/// Looks below the daemon for a living process in the sandbox with this mark.
+/// A quick look at the daemon's first children: in most jobs the first rank is the one that built.
+pub fn find_at_once(step: &JobStep, mark: &Mark) -> Option<Namespaces> {
+    let mut first = children_of(step.daemon, step.daemon)?;
+    first.truncate(FIRST);
+    Search::new(mark).visit(first, false)
+}
+
+/// Looks at everything below the daemon for a living process in the sandbox with this mark.
 pub fn find(step: &JobStep, mark: &Mark) -> Found {
-    let mut search = Search { mark, same_step: Found::None, visits: 0, me: nix::unistd::getpid().as_raw() };
-    // Most launchers have one thread, or fork from the first: its children are asked before the others'.
-    if let Some(first) = children_of(step.daemon, step.daemon)
-        && let Some(namespaces) = search.visit(first, false)
-    {
-        return Found::Sandbox(namespaces);
-    }
+    let mut search = Search::new(mark);
     // Without CONFIG_PROC_CHILDREN every process is asked.
     let all = children(step.daemon).unwrap_or_else(all_processes);
     match search.visit(all, true) {
@@ -118,6 +121,10 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
+    fn new(mark: &Mark) -> Search<'_> {
+        Search { mark, same_step: Found::None, visits: 0, me: nix::unistd::getpid().as_raw() }
+    }
+
     /// Looks at these processes, and at those below the ones that are in no sandbox (wrappers).
     fn visit(&mut self, mut level: Vec<i32>, deeper: bool) -> Option<Namespaces> {
         for _ in 0..MAX_DEPTH {

@@ -45,14 +45,14 @@ struct Want {
     weight: Weight,
 }
 
-/// The host's objects that will be bound, opened before anything is mounted over them.
+/// The host's objects that will be bound.
 #[derive(Default)]
 pub struct Sources {
-    /// By the handles of [`Step::Bind`].
-    pub handles: Vec<Rc<OwnedFd>>,
-    /// Their devices and inodes.
+    /// Devices and inodes, by the handles of [`Step::Bind`].
     pub ids: Vec<(u64, u64)>,
-    wanted: Vec<(Want, usize, Kind, (u64, u64))>,
+    wanted: Vec<(Want, Kind)>,
+    /// Opened, where something will be mounted over the host's own directories.
+    held: Vec<OwnedFd>,
 }
 
 /// Facts about this process and host that the plan depends on.
@@ -147,45 +147,51 @@ fn parse_bind(bind: &Sourced<String>) -> Result<Want> {
 }
 
 impl Sources {
-    /// Opens everything that is wanted and there. To be called in the mount namespace in which the binds
-    /// will be made: the kernel binds only what lies in it.
-    pub fn open(config: &Config, facts: &Facts) -> Result<Sources> {
+    /// Finds everything that is wanted and there.
+    pub fn find(config: &Config, facts: &Facts) -> Result<Sources> {
         let mut sources = Sources::default();
         for want in wants(config, facts)? {
-            let opened = File::options()
-                .read(true)
-                .custom_flags(libc::O_PATH | libc::O_CLOEXEC)
-                .open(&want.source)
-                .and_then(|f| f.metadata().map(|m| (f, m)));
-            let (file, meta) = match (opened, &want.weight) {
-                (Ok(opened), _) => opened,
+            let meta = match (std::fs::metadata(&want.source), &want.weight) {
+                (Ok(meta), _) => meta,
                 (Err(_), Weight::IfPossible) => continue,
-                (Err(e), weight) => {
-                    let (origin, cure) = match weight {
-                        Weight::Asked(origin) => (
-                            format!(" ({origin})"),
-                            "correct the path, or make it on this node; every node of the job needs it",
-                        ),
-                        _ => (String::new(), "this host is set up unusually: every sandbox shows it"),
-                    };
-                    return Err(Error::new(
-                        Code::BindSource,
-                        format!("cannot bind {}{origin}: {e}", want.source.display()),
-                        cure,
-                    ));
-                }
+                (Err(e), _) => return Err(want.no_source(e)),
             };
-            let kind = match meta.is_dir() {
-                true => Kind::Directory,
-                false => Kind::File,
-            };
-            let handle = sources.handles.len();
-            let id = (meta.dev(), meta.ino());
-            sources.handles.push(Rc::new(file.into()));
-            sources.ids.push(id);
-            sources.wanted.push((want, handle, kind, id));
+            let kind = if meta.is_dir() { Kind::Directory } else { Kind::File };
+            sources.ids.push((meta.dev(), meta.ino()));
+            sources.wanted.push((want, kind));
         }
         Ok(sources)
+    }
+
+    /// Opens them, in the mount namespace in which the binds will be made (the kernel binds only what
+    /// lies in it), before something is mounted over the paths that lead to them.
+    pub fn hold(&mut self) -> Result<()> {
+        if self.held.is_empty() {
+            let open = |want: &Want| open_path(&want.source).map_err(|e| want.no_source(e));
+            self.held = self.wanted.iter().map(|(want, _)| open(want)).collect::<Result<_>>()?;
+        }
+        Ok(())
+    }
+
+    /// The opened source, if all are held.
+    pub fn held(&self, handle: usize) -> Option<&OwnedFd> {
+        self.held.get(handle)
+    }
+}
+
+fn open_path(path: &Path) -> std::io::Result<OwnedFd> {
+    File::options().read(true).custom_flags(libc::O_PATH | libc::O_CLOEXEC).open(path).map(OwnedFd::from)
+}
+
+impl Want {
+    fn no_source(&self, e: std::io::Error) -> Error {
+        let (origin, cure) = match &self.weight {
+            Weight::Asked(origin) => {
+                (format!(" ({origin})"), "correct the path, or make it on this node; every node of the job needs it")
+            }
+            _ => (String::new(), "this host is set up unusually: every sandbox shows it"),
+        };
+        Error::new(Code::BindSource, format!("cannot bind {}{origin}: {e}", self.source.display()), cure)
     }
 }
 
@@ -228,8 +234,8 @@ pub fn layout(
         notes: Vec::new(),
     };
     planner.run_directory()?;
-    for (want, handle, kind, id) in &sources.wanted {
-        planner.bind(want, *handle, *kind, *id, &sources.handles[*handle])?;
+    for (handle, (want, kind)) in sources.wanted.iter().enumerate() {
+        planner.bind(want, handle, *kind, sources)?;
     }
     planner.finish(writable, facts.overlays)
 }
@@ -267,15 +273,8 @@ impl Planner<'_> {
         )
     }
 
-    fn bind(
-        &mut self,
-        want: &Want,
-        handle: usize,
-        kind: Kind,
-        id: (u64, u64),
-        source: &Rc<OwnedFd>,
-    ) -> Result<()> {
-        let (at, point) = match self.target(want, kind, id) {
+    fn bind(&mut self, want: &Want, handle: usize, kind: Kind, sources: &Sources) -> Result<()> {
+        let (at, point) = match self.target(want, kind, sources.ids[handle]) {
             Ok(Some(target)) => target,
             Ok(None) => return Ok(()),
             Err(why) => {
@@ -295,7 +294,13 @@ impl Planner<'_> {
                 };
             }
         };
-        self.view.lay(&at, Rc::clone(source));
+        match sources.held(handle) {
+            Some(fd) => {
+                let fd = fd.try_clone().map_err(|e| want.no_source(e))?;
+                self.view.lay(&at, Rc::new(fd));
+            }
+            None => self.view.lay_path(&at, &want.source),
+        }
         self.binds.push(Step::Bind {
             source: want.source.clone(),
             at,
@@ -453,7 +458,7 @@ mod tests {
             let config = Config::load(&Environ::default(), Some(&options)).unwrap();
             let facts = Facts { uid: 4_000_000, cwd: None, environ: &environ, overlays: || true };
             let image = Image::open(self.dir.path()).unwrap();
-            let sources = Sources::open(&config, &facts)?;
+            let sources = Sources::find(&config, &facts)?;
             let mut view = View::open(self.dir.path()).unwrap();
             layout(&mut view, &image, false, &facts, &sources)
         }

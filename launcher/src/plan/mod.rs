@@ -66,7 +66,7 @@ pub enum Step {
         read_only: bool,
         /// Why.
         why: String,
-        /// Index of the opened source; it is opened before anything is mounted.
+        /// Index of the source among [`make::Sources`].
         #[serde(skip)]
         handle: usize,
         /// The mount point as it was judged, if nothing is laid anew above it.
@@ -76,8 +76,8 @@ pub enum Step {
         #[serde(skip)]
         directory: bool,
     },
-    /// The root becomes `/`; the host's is let go.
-    Pivot,
+    /// The root becomes `/`, over the host's.
+    Enter,
     /// prctl(PR_SET_NO_NEW_PRIVS).
     NoNewPrivileges,
 }

@@ -14,10 +14,10 @@ use std::rc::Rc;
 use abi_probe::rootfs::View;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::mount::{MsFlags, mount};
 use nix::sys::stat::{Mode, mkdirat};
 use nix::sys::statvfs::{FsFlags, fstatvfs};
-use nix::unistd::{UnlinkatFlags, chdir, chroot, pivot_root, symlinkat};
+use nix::unistd::{UnlinkatFlags, chdir, chroot, symlinkat};
 
 use super::squashfs::{self, How, Server};
 use crate::error::{Error, Result};
@@ -173,15 +173,21 @@ impl Building {
         Ok(())
     }
 
-    /// Carries out everything from the root to the pivot.
+    /// Carries out everything up to the new root's being `/`.
     pub fn carry_out(
         mut self,
         steps: &[Step],
-        sources: Sources,
+        mut sources: Sources,
         mark: Option<&str>,
         privileged: bool,
     ) -> Result<()> {
         let mut relays = 0;
+        let stages = |step: &Step| {
+            matches!(step, Step::Root { writable: true, .. } | Step::Relay { by: Relay::Overlay, .. })
+        };
+        if steps.iter().any(stages) {
+            sources.hold()?;
+        }
         let first_bind = steps.iter().position(|s| matches!(s, Step::Bind { .. }));
         for (i, step) in steps.iter().enumerate() {
             if Some(i) == first_bind && self.would_show(&sources) {
@@ -222,16 +228,15 @@ impl Building {
                         }
                         false => path_of(&target),
                     };
-                    let held = path_of(&sources.handles[*handle]);
-                    let from = if self.staged || source.starts_with(&self.root) { &held } else { source };
-                    mount(Some(from), &point, none(), flags, none()).map_err(|e| {
+                    let held = sources.held(*handle).map(|fd| path_of(fd));
+                    mount(Some(held.as_ref().unwrap_or(source)), &point, none(), flags, none()).map_err(|e| {
                         Error::step(format_args!("binding {} at {}", source.display(), at.display()), e)
                     })?;
                     if *read_only {
                         self.read_only_below(at)?;
                     }
                 }
-                Step::Pivot => self.pivot()?,
+                Step::Enter => self.enter()?,
                 Step::NoNewPrivileges => nix::sys::prctl::set_no_new_privs()
                     .map_err(|e| Error::step("prctl(PR_SET_NO_NEW_PRIVS)", e))?,
             }
@@ -410,30 +415,18 @@ impl Building {
         Ok(())
     }
 
-    fn pivot(&self) -> Result<()> {
+    fn enter(&self) -> Result<()> {
         if self.apart {
             // Nested containers of the user may want to bind the root again.
             self.set_apart(MsFlags::MS_PRIVATE)?;
         }
+        // Not pivot_root and a detached unmount: that waits for every CPU (synchronize_rcu_expedited in
+        // namespace_unlock), 17 ms for each of 64 ranks at once, and an initramfs cannot be pivoted away.
+        // A sibling's setns ends on the topmost mount of `/` all the same (mntns_install, LOOKUP_DOWN),
+        // and what lies below ends with the namespace.
         chdir(&self.root).map_err(|e| Error::step("entering the new root", e))?;
-        match pivot_root(".", ".") {
-            // The old root lies on top of the new one now (pivot_root(2), NOTES).
-            Ok(()) => umount2(".", MntFlags::MNT_DETACH)
-                .map_err(|e| Error::step("letting the host's root go", e))?,
-            // Nodes that run from their initramfs have a root that cannot be pivoted away (same page).
-            Err(Errno::EINVAL) => {
-                do_mount(
-                    "moving the new root",
-                    Some(Path::new(".")),
-                    Path::new("/"),
-                    None,
-                    MsFlags::MS_MOVE,
-                    None,
-                )?;
-                chroot(".").map_err(|e| Error::step("chroot", e))?;
-            }
-            Err(e) => return Err(Error::step("pivot_root", e)),
-        }
+        do_mount("moving the new root over the old", Some(Path::new(".")), Path::new("/"), None, MsFlags::MS_MOVE, None)?;
+        chroot(".").map_err(|e| Error::step("chroot", e))?;
         chdir("/").map_err(|e| Error::step("entering the new root", e))
     }
 }
