@@ -42,7 +42,8 @@ impl Cli {
         let command_line: Vec<OsString> = arguments.collect();
         let is_plain = |a: &OsString| !a.is_empty() && !a.as_encoded_bytes().starts_with(b"-");
         // A name without a slash may be a subcommand's, or misspelt: that is the parser's business.
-        if !image.as_encoded_bytes().contains(&b'/') || !is_plain(&image) || !is_plain(command_line.first()?) {
+        if !image.as_encoded_bytes().contains(&b'/') || !is_plain(&image) || !is_plain(command_line.first()?)
+        {
             return None;
         }
         Some(Cli { command: None, options: Options::default(), image: Some(image.into()), command_line })

@@ -89,7 +89,9 @@ pub fn judge(
         )
     };
     let library_path = environ.get("LD_LIBRARY_PATH");
-    let map = linkmap::link(view, program, library_path.as_deref(), Scope::Mpi).map_err(failed)?.map_err(unrunnable)?;
+    let map = linkmap::link(view, program, library_path.as_deref(), Scope::Mpi)
+        .map_err(failed)?
+        .map_err(unrunnable)?;
     let Some(mpi) = mpi::identify(view, &map).map_err(failed)? else { return Ok(MpiVerdict::NoneSeen) };
     let Some(job) = job else { return Ok(MpiVerdict::Own { mpi }) };
     match fit::judge(&job.rank, &facts(&mpi), |name| environ.get(name)) {

@@ -16,6 +16,10 @@ use crate::plan::environment::DEFAULT_PATH;
 /// No environment file is as large.
 const MAX_FILE: u64 = 1 << 20;
 const MAX_SCRIPTS: usize = 256;
+/// execve(2) takes no longer string (MAX_ARG_STRLEN).
+const MAX_VALUE: usize = 128 << 10;
+/// No image has as many variables.
+const MAX_VARIABLES: usize = 4096;
 
 /// What the image says of how its programs want to run.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,6 +67,14 @@ impl ImageEnvironment {
 
     fn set(&mut self, name: &str, value: String) {
         self.env.retain(|(n, _)| n != name);
+        if self.env.len() == MAX_VARIABLES || name.len() + value.len() > MAX_VALUE {
+            let note =
+                format!("{name:.64}: more than {MAX_VARIABLES} variables, or {MAX_VALUE} bytes; left out");
+            if self.notes.len() < 64 {
+                self.notes.push(note);
+            }
+            return;
+        }
         self.env.push((name.to_owned(), value));
     }
 
@@ -170,6 +182,9 @@ impl ImageEnvironment {
         let mut chars = word.char_indices().peekable();
         let mut double = false;
         while let Some((at, c)) = chars.next() {
+            if out.len() > MAX_VALUE {
+                return None;
+            }
             match c {
                 '"' => double = !double,
                 '\'' if !double => {
@@ -257,6 +272,15 @@ mod tests {
             ("two $PATH".into(), "/opt/bin:/bin/x".into(), "a b".into())
         );
         assert!(e.notes.is_empty(), "{:?}", e.notes);
+    }
+
+    #[test]
+    fn values_and_variables_are_bounded() {
+        let e = shell(&format!("A=xxxxxxxx\n{}", "A=$A$A\n".repeat(48)));
+        assert!(e.get("A").len() <= MAX_VALUE);
+        let e = shell(&(0..5000).map(|i| format!("V{i}=1\n")).collect::<String>());
+        assert_eq!(e.env.len(), MAX_VARIABLES);
+        assert!(e.notes[0].contains("left out"), "{:?}", e.notes);
     }
 
     #[test]

@@ -83,6 +83,13 @@ impl Image {
         // The kernel's own path of it, without links, in one call.
         let path = std::fs::read_link(format!("/proc/self/fd/{}", handle.as_raw_fd()))
             .map_err(|e| cannot_open(given, &e))?;
+        if path == Path::new("/") {
+            return Err(Error::new(
+                Code::ImageUnknown,
+                format!("{} is the host's own root", given.display()),
+                "an image is another root file system; without one, run the program by itself",
+            ));
+        }
         let kind = if meta.is_dir() {
             Kind::Directory
         } else if meta.is_file() {

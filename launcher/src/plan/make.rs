@@ -186,9 +186,10 @@ fn open_path(path: &Path) -> std::io::Result<OwnedFd> {
 impl Want {
     fn no_source(&self, e: std::io::Error) -> Error {
         let (origin, cure) = match &self.weight {
-            Weight::Asked(origin) => {
-                (format!(" ({origin})"), "correct the path, or make it on this node; every node of the job needs it")
-            }
+            Weight::Asked(origin) => (
+                format!(" ({origin})"),
+                "correct the path, or make it on this node; every node of the job needs it",
+            ),
             _ => (String::new(), "this host is set up unusually: every sandbox shows it"),
         };
         Error::new(Code::BindSource, format!("cannot bind {}{origin}: {e}", self.source.display()), cure)
@@ -213,6 +214,8 @@ struct Planner<'a> {
     makes: BTreeMap<Maker, Vec<Make>>,
     run: PathBuf,
     binds: Vec<Step>,
+    /// How seriously each of the binds is wanted.
+    weights: Vec<Weight>,
     notes: Vec<String>,
 }
 
@@ -231,6 +234,7 @@ pub fn layout(
         makes: BTreeMap::new(),
         run: PathBuf::new(),
         binds: Vec::new(),
+        weights: Vec::new(),
         notes: Vec::new(),
     };
     planner.run_directory()?;
@@ -301,6 +305,7 @@ impl Planner<'_> {
             }
             None => self.view.lay_path(&at, &want.source),
         }
+        self.weights.push(want.weight.clone());
         self.binds.push(Step::Bind {
             source: want.source.clone(),
             at,
@@ -379,7 +384,32 @@ impl Planner<'_> {
         Some(at)
     }
 
+    /// A link of the image may lead a mount point below a path that is covered later: what should be
+    /// there would be missing in silence.
+    fn refuse_hidden(&self) -> Result<()> {
+        let at = |step: &Step| match step {
+            Step::Bind { at, .. } => at.clone(),
+            _ => PathBuf::new(),
+        };
+        for (i, hidden) in self.binds.iter().enumerate() {
+            for (j, cover) in self.binds.iter().enumerate().skip(i + 1) {
+                // Who asks for a bind over one of ours wants it so.
+                let meant =
+                    matches!(self.weights[j], Weight::Asked(_)) || self.weights[i] == Weight::IfPossible;
+                if !meant && at(hidden).starts_with(at(cover)) {
+                    return Err(self.bad_layout(&format!(
+                        "by links of the image, what belongs at {} would be covered by what belongs at {}",
+                        source_of(hidden),
+                        source_of(cover),
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn finish(mut self, writable: bool, overlays: fn() -> bool) -> Result<Layout> {
+        self.refuse_hidden()?;
         let mut steps = Vec::new();
         let relaid: Vec<PathBuf> = self
             .makes
@@ -430,6 +460,13 @@ impl Planner<'_> {
                 "make the missing directories in the image, or use a kernel of 5.11 or later, which can overlay it",
             )),
         }
+    }
+}
+
+fn source_of(step: &Step) -> String {
+    match step {
+        Step::Bind { source, .. } => source.display().to_string(),
+        _ => String::new(),
     }
 }
 

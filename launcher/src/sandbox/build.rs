@@ -13,9 +13,9 @@ use std::rc::Rc;
 
 use abi_probe::rootfs::View;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, openat};
+use nix::fcntl::{OFlag, openat, readlinkat};
 use nix::mount::{MsFlags, mount};
-use nix::sys::stat::{Mode, mkdirat};
+use nix::sys::stat::{Mode, SFlag, fstat, mkdirat};
 use nix::sys::statvfs::{FsFlags, fstatvfs};
 use nix::unistd::{UnlinkatFlags, chdir, chroot, symlinkat};
 
@@ -196,7 +196,9 @@ impl Building {
             }
             match step {
                 Step::UserNamespace { .. } | Step::MountNamespace => {}
-                Step::Root { writable: true, .. } => self.writable_root(privileged)?,
+                Step::Root { writable: true, .. } => {
+                    self.writable_root(&made_in_memory(&steps[i..]), privileged)?
+                }
                 Step::Root { writable: false, .. } => {
                     let root = self.open(Path::new("/"))?;
                     let extra = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
@@ -209,7 +211,8 @@ impl Building {
                     relays += 1;
                     self.relay_by_overlay(at, make, relays, privileged)?;
                 }
-                Step::Relay { by: Relay::Writable, make, .. } => self.make_all(make)?,
+                // Made already, below the writable layer.
+                Step::Relay { by: Relay::Writable, .. } => {}
                 Step::Tmpfs { at, make, .. } => self.tmpfs(at, make, mark)?,
                 Step::Bind { at, read_only, handle, source, point, directory, .. } => {
                     // The image's own mount was attached before the plan was made, and is still there.
@@ -229,9 +232,9 @@ impl Building {
                         false => path_of(&target),
                     };
                     let held = sources.held(*handle).map(|fd| path_of(fd));
-                    mount(Some(held.as_ref().unwrap_or(source)), &point, none(), flags, none()).map_err(|e| {
-                        Error::step(format_args!("binding {} at {}", source.display(), at.display()), e)
-                    })?;
+                    mount(Some(held.as_ref().unwrap_or(source)), &point, none(), flags, none()).map_err(
+                        |e| Error::step(format_args!("binding {} at {}", source.display(), at.display()), e),
+                    )?;
                     if *read_only {
                         self.read_only_below(at)?;
                     }
@@ -267,16 +270,18 @@ impl Building {
         entry.into_fd().ok_or_else(|| changed("it is not real".into()))
     }
 
-    fn writable_root(&mut self, privileged: bool) -> Result<()> {
+    fn writable_root(&mut self, make: &[&Make], privileged: bool) -> Result<()> {
         let lower = self.open(Path::new("/"))?;
         self.stage()?;
         let stage = Path::new(STAGE);
-        for name in ["upper", "work", "merged"] {
+        for name in ["upper", "work", "merged", "skeleton"] {
             mkdir(&stage.join(name))?;
         }
+        // In a layer of their own: the user may not write to directories of root's in the image.
+        make_skeleton(&stage.join("skeleton"), Path::new("/"), make.iter().copied())?;
         let merged = stage.join("merged");
         let options = format!(
-            "lowerdir={},upperdir={STAGE}/upper,workdir={STAGE}/work{}",
+            "lowerdir={STAGE}/skeleton:{},upperdir={STAGE}/upper,workdir={STAGE}/work{}",
             path_of(&lower).display(),
             user_xattr(privileged)
         );
@@ -315,24 +320,25 @@ impl Building {
         let new = self.open(at)?;
         for entry in names {
             let name = entry.file_name();
-            let kind = entry
-                .file_type()
-                .map_err(|e| Error::step(format_args!("looking at {}", name.display()), e))?;
             let failed =
                 |e: Errno| Error::step(format_args!("laying out {} anew", at.join(&name).display()), e);
-            if kind.is_symlink() {
-                let target = std::fs::read_link(below.join(&name))
-                    .map_err(|e| Error::step(format_args!("reading the link {}", name.display()), e))?;
-                symlinkat(target.as_path(), &new, name.as_os_str()).map_err(failed)?;
+            // The entry itself, whatever it was when it was listed: a link is never followed here.
+            let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+            let source = openat(&*old, name.as_os_str(), flags, Mode::empty()).map_err(failed)?;
+            let kind =
+                SFlag::from_bits_truncate(fstat(&source).map_err(failed)?.st_mode & SFlag::S_IFMT.bits());
+            if kind == SFlag::S_IFLNK {
+                let target = readlinkat(&source, "").map_err(failed)?;
+                symlinkat(target.as_os_str(), &new, name.as_os_str()).map_err(failed)?;
                 continue;
             }
-            make_at(&new, Path::new(&name), kind.is_dir()).map_err(failed)?;
+            make_at(&new, Path::new(&name), kind == SFlag::S_IFDIR).map_err(failed)?;
             if covered.contains(&at.join(&name).as_path()) {
                 continue;
             }
+            let point = path_of(&new).join(&name);
             let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
-            mount(Some(&below.join(&name)), &path_of(&new).join(&name), none(), flags, none())
-                .map_err(failed)?;
+            mount(Some(&path_of(&source)), &point, none(), flags, none()).map_err(failed)?;
         }
         self.make_all(make)?;
         remount(&new, MsFlags::MS_RDONLY, "closing a directory that was laid out anew")
@@ -344,11 +350,7 @@ impl Building {
         self.stage()?;
         let skeleton = Path::new(STAGE).join(format!("skeleton{number}"));
         mkdir(&skeleton)?;
-        for m in make {
-            let Ok(rest) = m.at.strip_prefix(at) else { continue };
-            let path = skeleton.join(rest);
-            if m.directory { mkdir(&path)? } else { make_file(&path)? }
-        }
+        make_skeleton(&skeleton, at, make.iter())?;
         let lower = path_of(&lower);
         let options =
             format!("lowerdir={}:{}{}", skeleton.display(), lower.display(), user_xattr(privileged));
@@ -360,7 +362,11 @@ impl Building {
             Some("overlay"),
             flags,
             Some(&options),
-        )
+        )?;
+        if at == Path::new("/") {
+            self.move_root(self.root.clone());
+        }
+        Ok(())
     }
 
     fn tmpfs(&self, at: &Path, make: &[Make], mark: Option<&str>) -> Result<()> {
@@ -390,7 +396,8 @@ impl Building {
             let (Some(parent), Some(name)) = (m.at.parent(), m.at.file_name()) else { continue };
             let parent = self.open(parent)?;
             match make_at(&parent, Path::new(name), m.directory) {
-                Ok(()) | Err(Errno::EEXIST) => {}
+                Ok(()) => {}
+                // What exists already is not what was planned: the image is being changed.
                 Err(e) => return Err(Error::step(format_args!("making {}", m.at.display()), e)),
             }
         }
@@ -425,10 +432,45 @@ impl Building {
         // A sibling's setns ends on the topmost mount of `/` all the same (mntns_install, LOOKUP_DOWN),
         // and what lies below ends with the namespace.
         chdir(&self.root).map_err(|e| Error::step("entering the new root", e))?;
-        do_mount("moving the new root over the old", Some(Path::new(".")), Path::new("/"), None, MsFlags::MS_MOVE, None)?;
+        do_mount(
+            "moving the new root over the old",
+            Some(Path::new(".")),
+            Path::new("/"),
+            None,
+            MsFlags::MS_MOVE,
+            None,
+        )?;
         chroot(".").map_err(|e| Error::step("chroot", e))?;
         chdir("/").map_err(|e| Error::step("entering the new root", e))
     }
+}
+
+/// What is to be made in a root that takes writes in memory.
+fn made_in_memory(steps: &[Step]) -> Vec<&Make> {
+    let make = |step| match step {
+        &Step::Relay { by: Relay::Writable, ref make, .. } => make.as_slice(),
+        _ => &[],
+    };
+    steps.iter().flat_map(make).collect()
+}
+
+/// Makes what is missing below `at` in a directory that will be merged with it.
+fn make_skeleton<'a>(skeleton: &Path, at: &Path, make: impl Iterator<Item = &'a Make>) -> Result<()> {
+    for m in make {
+        let Ok(rest) = m.at.strip_prefix(at) else { continue };
+        let mut path = skeleton.to_owned();
+        let mut names = rest.iter().peekable();
+        while let Some(name) = names.next() {
+            path.push(name);
+            match names.peek() {
+                None if !m.directory => make_file(&path)?,
+                // A directory above it may exist in the image: here it is made to be merged.
+                _ if path.is_dir() => {}
+                _ => mkdir(&path)?,
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Where something else will be mounted anyway.
