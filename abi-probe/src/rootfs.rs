@@ -8,6 +8,7 @@
 //! of /proc is read as text, like any other). Where openat2(2) exists, a path without links costs
 //! one call.
 
+use std::borrow::Cow;
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::ffi::{OsStr, OsString};
@@ -187,18 +188,19 @@ impl View {
 
     /// The layer that answers for `path`, and the path below it. Later layers cover earlier ones.
     fn layer_of<'p>(&self, path: &'p Path) -> (usize, &'p Path) {
-        let mut best = (0, path.strip_prefix("/").unwrap_or(path));
+        let bytes = path.as_os_str().as_bytes();
+        let mut best = 0;
         let mut depth = 0;
+        // Bytes, not components: this is asked for every look-up and every layer.
         for (i, layer) in self.layers.iter().enumerate().skip(1) {
-            if let Ok(rest) = path.strip_prefix(&layer.at) {
-                let d = layer.at.as_os_str().len();
-                if d >= depth {
-                    best = (i, rest);
-                    depth = d;
-                }
+            let at = layer.at.as_os_str().as_bytes();
+            let below = bytes.starts_with(at) && matches!(bytes.get(at.len()), None | Some(b'/'));
+            if below && at.len() >= depth {
+                (best, depth) = (i, at.len());
             }
         }
-        best
+        let rest = &bytes[depth..];
+        (best, Path::new(OsStr::from_bytes(rest.strip_prefix(b"/").unwrap_or(rest))))
     }
 
     /// Finds `path` (taken from `/` when relative), following every link inside the view.
@@ -231,7 +233,7 @@ impl View {
         if path.as_os_str().len() > PATH_MAX {
             return Err(Error::TooLong { path: path.to_owned() });
         }
-        let path = &plain(path);
+        let path = &*plain(path);
         match self.direct(path)? {
             Direct::Exists(entry) => return Ok(Lookup::Exists(entry)),
             // No link on the way, so the parents have none either: the deepest one that exists is near.
@@ -263,7 +265,7 @@ impl View {
         let mut path = path.to_owned();
         for _ in 0..MAX_LINKS {
             let Some(next) = self.substitute(&path) else { return Ok(None) };
-            if next.as_os_str().len() > PATH_MAX || next.components().any(|c| c == Component::ParentDir) {
+            if next.as_os_str().len() > PATH_MAX || has_parent_references(&next) {
                 return Ok(None);
             }
             path = next;
@@ -295,7 +297,7 @@ impl View {
                 false => match readlinkat(&**root, below) {
                     Ok(text) => {
                         let text = PathBuf::from(text);
-                        Some(plain(&here.parent().unwrap_or(Path::new("/")).join(text)))
+                        Some(plain(&here.parent().unwrap_or(Path::new("/")).join(text)).into_owned())
                     }
                     Err(Errno::EINVAL) => None,
                     Err(_) => return None,
@@ -369,7 +371,7 @@ impl View {
 
     /// A path without any link in one system call.
     fn direct(&self, path: &Path) -> Result<Direct> {
-        if !self.openat2.get() || path.components().any(|c| matches!(c, Component::ParentDir)) {
+        if !self.openat2.get() || has_parent_references(path) {
             return Ok(Direct::Unknown);
         }
         let (index, rest) = self.layer_of(path);
@@ -480,12 +482,20 @@ fn read_link(entry: &Entry) -> Result<PathBuf> {
 }
 
 /// From the root, without `.` and doubled slashes.
-fn plain(path: &Path) -> PathBuf {
-    Path::new("/")
-        .components()
-        .chain(path.components().skip_while(|c| *c == Component::RootDir))
-        .filter(|c| *c != Component::CurDir)
-        .collect()
+fn plain(path: &Path) -> Cow<'_, Path> {
+    let bytes = path.as_os_str().as_bytes();
+    let odd = |pair: &[u8]| pair[0] == b'/' && matches!(pair[1], b'/' | b'.');
+    if bytes.len() > 1 && bytes[0] == b'/' && !bytes.ends_with(b"/") && !bytes.windows(2).any(odd) {
+        return Cow::Borrowed(path);
+    }
+    let mut whole = PathBuf::from("/");
+    whole.extend(path.components().filter(|c| !matches!(c, Component::RootDir | Component::CurDir)));
+    Cow::Owned(whole)
+}
+
+fn has_parent_references(path: &Path) -> bool {
+    let bytes = path.as_os_str().as_bytes();
+    bytes.windows(2).any(|pair| pair == b"..") && path.components().any(|c| c == Component::ParentDir)
 }
 
 fn components(path: &Path) -> VecDeque<OsString> {
@@ -608,6 +618,26 @@ mod tests {
         assert_eq!(view.read(Path::new("/data/back"), 100).unwrap().unwrap(), b"image");
         assert_eq!(path_of(&view, "/home/v"), "/home + v");
         assert_eq!(path_of(&view, "/home/u/../../usr/lib/x"), "/usr/lib/x");
+    }
+
+    #[test]
+    fn odd_spellings_of_a_path_are_one_path() {
+        for (odd, whole) in [
+            ("/", "/"),
+            ("", "/"),
+            ("//", "/"),
+            ("a", "/a"),
+            ("./a/./b", "/a/b"),
+            ("/a//b/", "/a/b"),
+            ("/.a/b.c", "/.a/b.c"),
+            ("/a/..", "/a/.."),
+            ("/..a", "/..a"),
+        ] {
+            assert_eq!(&*plain(Path::new(odd)), Path::new(whole), "{odd}");
+        }
+        assert!(
+            has_parent_references(Path::new("/a/../b")) && !has_parent_references(Path::new("/a/..b/c.."))
+        );
     }
 
     #[test]

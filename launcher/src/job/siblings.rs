@@ -152,7 +152,8 @@ impl Search<'_> {
             if !deeper || below.is_empty() {
                 return None;
             }
-            level = below.into_iter().flat_map(|pid| children(pid).unwrap_or_default()).collect();
+            // Wrappers are shells: they fork from their only thread.
+            level = below.into_iter().flat_map(|pid| children_of(pid, pid).unwrap_or_default()).collect();
         }
         None
     }

@@ -340,7 +340,7 @@ impl Building {
             let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
             mount(Some(&path_of(&source)), &point, none(), flags, none()).map_err(failed)?;
         }
-        self.make_all(make)?;
+        self.make_all(at, &new, make)?;
         remount(&new, MsFlags::MS_RDONLY, "closing a directory that was laid out anew")
     }
 
@@ -380,9 +380,9 @@ impl Building {
             flags,
             Some(TMPFS_OPTIONS),
         )?;
-        self.make_all(make)?;
+        let run = self.open(at)?;
+        self.make_all(at, &run, make)?;
         if let Some(mark) = mark {
-            let run = self.open(at)?;
             let name = Path::new(MARK_DIRECTORY.rsplit('/').next().unwrap_or_default());
             make_at(&run, name, true)
                 .and_then(|()| symlinkat(mark, &run, &name.join(MARK_LINK)))
@@ -391,10 +391,11 @@ impl Building {
         Ok(())
     }
 
-    fn make_all(&self, make: &[Make]) -> Result<()> {
+    /// Makes what is missing below `at`, which is open already.
+    fn make_all(&self, at: &Path, open: &Rc<OwnedFd>, make: &[Make]) -> Result<()> {
         for m in make {
             let (Some(parent), Some(name)) = (m.at.parent(), m.at.file_name()) else { continue };
-            let parent = self.open(parent)?;
+            let parent = if parent == at { Rc::clone(open) } else { self.open(parent)? };
             match make_at(&parent, Path::new(name), m.directory) {
                 Ok(()) => {}
                 // What exists already is not what was planned: the image is being changed.
