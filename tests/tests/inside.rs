@@ -373,7 +373,7 @@ fn a_plan_says_everything_and_does_nothing() {
                 serde_json::from_slice(&outcome.stdout).unwrap_or_else(|e| panic!("{e}\n{outcome}"));
             let steps = plan["steps"].as_array().unwrap();
             let verbs: Vec<&str> = steps.iter().map(|s| s["do"].as_str().unwrap()).collect();
-            for verb in ["mount-namespace", "root", "tmpfs", "bind", "pivot", "no-new-privileges"] {
+            for verb in ["mount-namespace", "root", "tmpfs", "bind", "no-new-privileges"] {
                 assert!(verbs.contains(&verb), "{verb}: {verbs:?}");
             }
             let target = |at: &str| {
@@ -499,6 +499,58 @@ fn mount_flags_are_kept() {
                 out.lines().find(|l| l.split(' ').next() == Some(at)).unwrap_or_else(|| panic!("{outcome}"));
             let has: Vec<&str> = line.split(' ').nth(1).unwrap().split(',').collect();
             assert!(flags.iter().all(|f| has.contains(f)), "{line}");
+        }
+    }
+}
+
+/// However the root is made, the host's /tmp, /dev and /proc are the very ones, and the scaffolding
+/// is nowhere to be seen.
+#[test]
+fn the_hosts_directories_are_shown_and_nothing_of_ours() {
+    let plain = Throwaway::new();
+    let wide = Throwaway::new();
+    for i in 0..200 {
+        wide.file(format!("etc/{i}"), "").file(format!("{i}"), "");
+    }
+    wide.remove("home").remove("root");
+    let bare = Throwaway::new();
+    for name in ["dev", "proc", "sys", "tmp", "run", "etc", "home", "root", "var"] {
+        bare.remove(name);
+    }
+    let in_tmp = Throwaway::new_in("/tmp");
+    let below = |table: &str, dir: &str| {
+        let mut found: Vec<String> = table
+            .lines()
+            .filter_map(|l| l.split(' ').nth(4).map(String::from))
+            .filter(|p| Path::new(p).starts_with(dir) && p != dir)
+            .collect();
+        found.sort();
+        found
+    };
+    let token = directory("/tmp");
+    fs::write(token.path().join("token"), "of the host").unwrap();
+    let script = "cat $0/token; echo; cat /proc/self/mountinfo";
+    for image in [&plain, &wide, &bare, &in_tmp] {
+        let file = image.squash();
+        for root in [image.root(), file] {
+            for who in everyone() {
+                for options in [&[][..], &["--writable-tmpfs"]] {
+                    let run = Run::launch(*who, options).args([
+                        text(&root),
+                        "sh",
+                        "-c",
+                        script,
+                        text(token.path()),
+                    ]);
+                    // From below /tmp, where most people's jobs do not start, but some do.
+                    let outcome = run.cwd(token.path()).run().good();
+                    let out = outcome.out();
+                    assert_eq!(out.lines().next(), Some("of the host"), "{outcome}");
+                    for dir in ["/tmp", "/dev", "/proc", "/sys"] {
+                        assert_eq!(below(&out, dir), below(&mounts(), dir), "{dir}: {outcome}");
+                    }
+                }
+            }
         }
     }
 }

@@ -142,7 +142,6 @@ impl Building {
 
     /// Whether a directory that will be bound has the new root somewhere below it, by whatever path.
     fn would_show(&self, sources: &Sources) -> bool {
-        let base = if self.staged { Path::new(STAGE) } else { self.root.as_path() };
         base.ancestors()
             .any(|above| std::fs::metadata(above).map_or(true, |m| sources.ids.contains(&(m.dev(), m.ino()))))
     }
