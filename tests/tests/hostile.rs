@@ -913,7 +913,7 @@ fn odd_choices_of_an_image() {
         }
         for root in ["/", "/proc/self/root"] {
             let outcome = Run::launch(*who, [root, "sh", "-c", "echo ran"]).run();
-            outcome.refused("image-unknown", &["/ is the host's own root", "run the program by itself"]);
+            outcome.refused("image-unknown", &["is the host's own root", "run the program by itself"]);
         }
         let root = image.root();
         let bind = format!("{}:/mnt", root.display());
