@@ -142,8 +142,11 @@ impl Building {
 
     /// Whether a directory that will be bound has the new root somewhere below it, by whatever path.
     fn would_show(&self, sources: &Sources) -> bool {
-        base.ancestors()
-            .any(|above| std::fs::metadata(above).map_or(true, |m| sources.ids.contains(&(m.dev(), m.ino()))))
+        let shown = |above: &Path| {
+            std::fs::metadata(above).map_or(true, |m| sources.ids.contains(&(m.dev(), m.ino())))
+        };
+        // The stage covers a directory of the host that every sandbox shows.
+        self.staged || self.root.ancestors().any(shown)
     }
 
     fn stage(&mut self) -> Result<()> {
