@@ -8,4 +8,5 @@
 pub mod canary;
 pub mod host;
 pub mod image;
+pub mod leaks;
 pub mod run;
