@@ -337,10 +337,10 @@ impl View {
                 let mut rest = vec![name];
                 for name in pending {
                     if name == ".." {
-                        rest.pop().map(drop)
+                        rest.pop();
                     } else {
-                        Some(rest.push(name))
-                    };
+                        rest.push(name);
+                    }
                 }
                 if rest.is_empty() {
                     return Ok(Lookup::Exists(parent));

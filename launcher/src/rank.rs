@@ -204,8 +204,8 @@ impl Request {
             overlays: if entered.in_user_namespace { build::user_overlays } else { || true },
         };
         let mut sources = Sources::find(&self.config, &facts)?;
-        if image.kind == Kind::Squashfs {
-            // It will be mounted over a directory of the host.
+        if image.kind == Kind::Squashfs || sources.lie_in(image) {
+            // Something will be mounted over the paths that lead to them.
             sources.hold()?;
         }
         let building = Building::attach(image, how.as_ref(), server, myself.uid, myself.gid)?;

@@ -12,7 +12,7 @@ use crate::host::{self, Who};
 
 /// Programs of the base image; none needs more than the C library. The shell knows echo, read, kill,
 /// printf, pwd, test and trap itself.
-const PROGRAMS: &[&str] = &["dash", "cat", "env", "readlink", "sleep", "touch", "true", "wc"];
+const PROGRAMS: &[&str] = &["dash", "cat", "env", "head", "readlink", "sleep", "touch", "true", "wc"];
 /// What an ordinary image has.
 const DIRECTORIES: &[&str] =
     &["bin", "dev", "etc", "home", "lib", "lib64", "proc", "root", "run", "sys", "tmp", "usr/bin", "var/tmp"];

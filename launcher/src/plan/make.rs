@@ -173,6 +173,15 @@ impl Sources {
         Ok(())
     }
 
+    /// Whether one of them lies in the image's own directory, over which the new root is mounted.
+    pub fn lie_in(&self, image: &Image) -> bool {
+        self.wanted.iter().any(|(want, _)| {
+            want.source.starts_with(&image.path)
+                || matches!(want.weight, Weight::Asked(_))
+                    && std::fs::canonicalize(&want.source).is_ok_and(|source| source.starts_with(&image.path))
+        })
+    }
+
     /// The opened source, if all are held.
     pub fn held(&self, handle: usize) -> Option<&OwnedFd> {
         self.held.get(handle)

@@ -233,7 +233,7 @@ impl Building {
                         }
                         false => path_of(&target),
                     };
-                    let held = sources.held(*handle).map(|fd| path_of(fd));
+                    let held = sources.held(*handle).map(path_of);
                     mount(Some(held.as_ref().unwrap_or(source)), &point, none(), flags, none()).map_err(
                         |e| Error::step(format_args!("binding {} at {}", source.display(), at.display()), e),
                     )?;
