@@ -10,3 +10,4 @@ pub mod host;
 pub mod image;
 pub mod leaks;
 pub mod run;
+pub mod slurm;
