@@ -6,6 +6,7 @@
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::net::{TcpListener, ToSocketAddrs};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -72,7 +73,7 @@ impl Slurm {
             .expect("read");
         let file = self.at("munge.key");
         fs::write(&file, key).expect("a file");
-        fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("chmod");
+        fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).expect("chmod");
         let option = |name: &str, file: &str| format!("--{name}={}", self.at(file).display());
         let munged = [
             "munged".to_owned(),
@@ -250,6 +251,48 @@ impl Drop for Slurm {
             });
             left.is_empty()
         });
+    }
+}
+
+/// A directory where ranks meet: everybody's, and shown in sandboxes, since it is below /tmp.
+pub struct Meeting(TempDir);
+
+impl Meeting {
+    /// An empty one.
+    pub fn new() -> Meeting {
+        let dir = directory("/tmp");
+        fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o777)).expect("chmod");
+        Meeting(dir)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// A shell line that goes on when so many ranks, of all steps together, have come this far.
+    pub fn wait(&self, ranks: u32) -> String {
+        let dir = self.path().display();
+        format!(
+            ": > {dir}/$SLURM_STEP_ID.$SLURM_PROCID; \
+             until [ $(ls {dir} | wc -l) -ge {ranks} ]; do sleep 0.05; done"
+        )
+    }
+
+    /// Waits until so many ranks are there.
+    #[track_caller]
+    pub fn have_come(&self, ranks: usize) {
+        let start = Instant::now();
+        while fs::read_dir(self.path()).expect("a directory").count() < ranks {
+            assert!(start.elapsed() < Duration::from_secs(30), "the ranks do not come");
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Default for Meeting {
+    fn default() -> Meeting {
+        Meeting::new()
     }
 }
 
