@@ -7,6 +7,7 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -163,7 +164,7 @@ impl Run {
         let stderr = reader(child.stderr.take().expect("piped"));
         let shown = self.command.iter().map(|a| a.to_string_lossy()).collect::<Vec<_>>().join(" ");
         let shown = format!("as {:?}: {}", self.who, shown.chars().take(2000).collect::<String>());
-        Running { child, marker, stdout, stderr, started, limit: self.limit, shown }
+        Running { child, marker: Marker(marker), stdout, stderr, started, limit: self.limit, shown }
     }
 
     /// Runs the command to its end. Panics when it takes too long, or leaves a process behind.
@@ -172,20 +173,58 @@ impl Run {
     }
 }
 
-fn reader(mut pipe: impl Read + Send + 'static) -> thread::JoinHandle<Vec<u8>> {
-    thread::spawn(move || {
-        let mut bytes = Vec::new();
-        let _ = pipe.read_to_end(&mut bytes);
-        bytes
-    })
+/// What comes out of a pipe, readable while more of it comes.
+struct Reader {
+    bytes: Arc<Mutex<Vec<u8>>>,
+    thread: thread::JoinHandle<()>,
+}
+
+impl Reader {
+    fn so_far(&self) -> Vec<u8> {
+        self.bytes.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn whole(self) -> Vec<u8> {
+        self.thread.join().expect("reading does not panic");
+        Arc::into_inner(self.bytes).and_then(|b| b.into_inner().ok()).expect("the reader has ended")
+    }
+}
+
+fn reader(mut pipe: impl Read + Send + 'static) -> Reader {
+    let bytes = Arc::new(Mutex::new(Vec::new()));
+    let shared = Arc::clone(&bytes);
+    let thread = thread::spawn(move || {
+        let mut chunk = [0; 65536];
+        loop {
+            match pipe.read(&mut chunk) {
+                Ok(count @ 1..) => {
+                    shared.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(&chunk[..count]);
+                }
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                Ok(0) | Err(_) => break,
+            }
+        }
+    });
+    Reader { bytes, thread }
+}
+
+/// Ends what a run started when the test fails before the run is over.
+struct Marker(String);
+
+impl Drop for Marker {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            end(&self.0);
+        }
+    }
 }
 
 /// A command that runs.
 pub struct Running {
     child: Child,
-    marker: String,
-    stdout: thread::JoinHandle<Vec<u8>>,
-    stderr: thread::JoinHandle<Vec<u8>>,
+    marker: Marker,
+    stdout: Reader,
+    stderr: Reader,
     started: Instant,
     limit: Duration,
     shown: String,
@@ -199,7 +238,35 @@ impl Running {
 
     /// The processes that this run started and that still live, each with its command line.
     pub fn processes(&self) -> Vec<(i32, String)> {
-        marked(&self.marker)
+        marked(&self.marker.0)
+    }
+
+    /// What it has written to standard output so far.
+    pub fn out(&self) -> String {
+        String::from_utf8_lossy(&self.stdout.so_far()).into_owned()
+    }
+
+    /// Waits until something holds. Panics when that takes as long as all of it may, or
+    /// when the command has ended and it does not.
+    #[track_caller]
+    pub fn wait_until(&mut self, what: &str, mut holds: impl FnMut(&Running) -> bool) {
+        let mut over = None;
+        while !holds(self) {
+            if over.is_none() && self.child.try_wait().expect("our own child").is_some() {
+                // What it wrote last may be on its way.
+                over = Some(Instant::now());
+            }
+            if self.started.elapsed() > self.limit || over.is_some_and(|o| o.elapsed() > GRACE) {
+                let processes = self.processes();
+                let err = String::from_utf8_lossy(&self.stderr.so_far()).into_owned();
+                panic!(
+                    "{}\nnever: {what}; its processes: {processes:#?}\nstdout: {}\nstderr: {err}",
+                    self.shown,
+                    self.out()
+                );
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// Waits for the end, ours or the command's.
@@ -216,14 +283,14 @@ impl Running {
         let pid = self.pid();
         let wall = self.started.elapsed();
         let Some(status) = status else {
-            let processes = marked(&self.marker);
+            let processes = marked(&self.marker.0);
             let _ = killpg(Pid::from_raw(pid), Signal::SIGTERM);
             thread::sleep(Duration::from_millis(500));
             let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
-            end(&self.marker);
+            end(&self.marker.0);
             let _ = self.child.wait();
-            let stdout = self.stdout.join().unwrap_or_default();
-            let stderr = self.stderr.join().unwrap_or_default();
+            let stdout = self.stdout.whole();
+            let stderr = self.stderr.whole();
             panic!(
                 "{}\ntook longer than {:?}; its processes: {processes:#?}\nstdout: {}\nstderr: {}",
                 self.shown,
@@ -234,15 +301,15 @@ impl Running {
         };
         let ended = Instant::now();
         let left = loop {
-            let left = marked(&self.marker);
+            let left = marked(&self.marker.0);
             if left.is_empty() || ended.elapsed() > GRACE {
                 break left;
             }
             thread::sleep(Duration::from_millis(10));
         };
-        end(&self.marker);
-        let stdout = self.stdout.join().expect("reading does not panic");
-        let stderr = self.stderr.join().expect("reading does not panic");
+        end(&self.marker.0);
+        let stdout = self.stdout.whole();
+        let stderr = self.stderr.whole();
         let outcome = Outcome { status, stdout, stderr, pid, wall, shown: self.shown };
         assert!(left.is_empty(), "{outcome}\nleft behind after {GRACE:?}: {left:#?}");
         outcome
