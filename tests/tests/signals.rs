@@ -271,8 +271,8 @@ fn a_group_that_is_told_to_end_keeps_its_files() {
 
 /// Statuses and signals of one rank, with MPI and without, and MPI_Abort(3): for the launcher the same end,
 /// in the same words. Launchers lose or garble last words now and then, bare as well (hydra 4.0 in 3 of 100
-/// aborts; Open MPI 4.1.4 in 9 of 40: "ORTE_ERROR_LOG: Data unpack would read past end of buffer"): then we
-/// ask again. The status has to be right each time.
+/// aborts; Open MPI 4.1.4 in 9 of 40: "ORTE_ERROR_LOG: Data unpack would read past end of buffer"), and
+/// hydra reports 1 for a rank that it buries before it sees its PMI socket closed: then we ask again.
 #[test]
 fn deaths_look_to_the_launcher_as_they_do_bare() {
     let _alone = alone();
@@ -297,12 +297,14 @@ fn deaths_look_to_the_launcher_as_they_do_bare() {
                 let [bare, inside] = jobs.map(|(place, job)| {
                     let mut outcome = job.finish();
                     for attempt in 0.. {
-                        assert_eq!(outcome.code(), Some(status), "{outcome}");
+                        let right = outcome.code() == Some(status);
+                        assert!(right || mpi == Mpich, "{status} expected\n{outcome}");
                         let said = outcome.out() + &outcome.err();
-                        if said.contains(words) && (status != 3 || said.contains("rank 1 aborts with 3")) {
+                        let whole = status != 3 || said.contains("rank 1 aborts with 3");
+                        if right && whole && said.contains(words) {
                             break;
                         }
-                        assert!(attempt < 10, "never said {words:?}\n{outcome}");
+                        assert!(attempt < 10, "never {status} with {words:?}\n{outcome}");
                         outcome = start(place).finish();
                     }
                     outcome
