@@ -19,6 +19,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
 
+use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat, openat2, readlinkat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
@@ -422,19 +423,6 @@ impl View {
         }
     }
 
-    /// Names in a directory, at most `limit` of them, unsorted; the flag says whether there are more.
-    pub fn list(&self, dir: &Entry, limit: usize) -> Result<(Vec<OsString>, bool)> {
-        let Some(fd) = &dir.fd else { return Ok((Vec::new(), false)) };
-        let mut names = Vec::new();
-        for item in std::fs::read_dir(fd_path(fd)).map_err(|e| Error::io("list", &dir.path, e))? {
-            if names.len() == limit {
-                return Ok((names, true));
-            }
-            names.push(item.map_err(|e| Error::io("list", &dir.path, e))?.file_name());
-        }
-        Ok((names, false))
-    }
-
     /// Opens a regular file for reading. Devices, FIFOs and sockets of an image are never opened.
     pub fn open_file(&self, entry: &Entry) -> Result<File> {
         match (&entry.fd, entry.kind) {
@@ -517,6 +505,26 @@ impl Entry {
     /// The descriptor itself, shared.
     pub fn into_fd(self) -> Option<Rc<OwnedFd>> {
         self.fd
+    }
+
+    /// Names in a directory, at most `limit` of them, unsorted; the flag says whether there are more.
+    pub fn list(&self, limit: usize) -> Result<(Vec<OsString>, bool)> {
+        let Some(fd) = &self.fd else { return Ok((Vec::new(), false)) };
+        let failed = |e: Errno| Error::io("list", &self.path, e);
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let mut names = Vec::new();
+        for item in Dir::openat(fd, ".", flags, Mode::empty()).map_err(failed)? {
+            let item = item.map_err(failed)?;
+            let name = item.file_name().to_bytes();
+            if name == b"." || name == b".." {
+                continue;
+            }
+            if names.len() == limit {
+                return Ok((names, true));
+            }
+            names.push(OsStr::from_bytes(name).to_owned());
+        }
+        Ok((names, false))
     }
 
     /// Where a link points, as written; for entries of [`View::lookup_nofollow`].
@@ -656,9 +664,9 @@ mod tests {
         }
         let view = image.view();
         let Lookup::Exists(usr) = view.lookup(Path::new("/usr")).unwrap() else { panic!() };
-        let (names, more) = view.list(&usr, 5).unwrap();
+        let (names, more) = usr.list(5).unwrap();
         assert_eq!((names.len(), more), (5, true));
-        let (names, more) = view.list(&usr, 100).unwrap();
+        let (names, more) = usr.list(100).unwrap();
         assert_eq!((names.len(), more), (21, false));
     }
 }

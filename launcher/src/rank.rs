@@ -18,7 +18,8 @@ use crate::image::{Image, Kind};
 use crate::job::meeting::{Lock, Meeting, meet};
 use crate::job::siblings::{self, Found};
 use crate::job::{JobStep, Mark, digest};
-use crate::plan::make::{Facts, Sources, layout};
+use crate::plan::make::layout;
+use crate::plan::sources::{self, Facts, Sources};
 use crate::plan::{MpiVerdict, Plan, Step, VERSION, environment};
 use crate::sandbox::build::{self, Building, notes};
 use crate::sandbox::namespace;
@@ -94,8 +95,7 @@ impl Request {
     /// What distinguishes sandboxes of one job step.
     fn mark(&self, image: &Image, myself: &Myself) -> Option<Mark> {
         let config = &self.config;
-        let directories: Vec<_> =
-            pmi_shim::passthrough::DIRECTORIES.iter().map(|(n, _)| self.environ.get_os(n)).collect();
+        let directories = sources::that_distinguish(&self.environ);
         let binds: Vec<&String> = config.binds.iter().map(|b| &b.value).collect();
         let what = (
             (&image.path, image.id, &myself.cwd, binds),
@@ -196,11 +196,12 @@ impl Request {
                 (Some(How::Squashfuse(program)), Some(server))
             }
         };
-        namespace::new_mount_namespace()?;
+        namespace::new_mount_namespace(entered.in_user_namespace)?;
         let facts = Facts {
             uid: myself.uid,
             cwd: myself.cwd.clone(),
             environ: &self.environ,
+            rank: self.job.as_ref().map(|job| &job.rank),
             overlays: if entered.in_user_namespace { build::user_overlays } else { || true },
         };
         let mut sources = Sources::find(&self.config, &facts)?;
@@ -229,7 +230,7 @@ impl Request {
         remarks.extend(note);
         let (environ, changes) = environment::make(&self.environ, &environment, &self.config, &workdir);
         let command = self.command.first().map(OsString::as_os_str).unwrap_or_default();
-        let program = verdict::find_program(&view, command, &workdir, &environ)?;
+        let (path, program) = verdict::find_program(&view, command, &workdir, &environ)?;
         let mpi = verdict::judge(&view, &program, &environ, self.job.as_ref(), self.config.mpi.value)?;
         let id = program.id;
         let plan = Plan {
@@ -240,7 +241,7 @@ impl Request {
             steps,
             workdir,
             environment: changes,
-            program: program.path,
+            program: path,
             arguments: verdict::lossy(&self.command[1..]),
             mpi,
             notes: remarks,
@@ -301,7 +302,7 @@ impl Request {
         };
         nix::unistd::chdir(&workdir)
             .map_err(|e| Error::step(format_args!("entering {} inside", workdir.display()), e))?;
-        exec(&self.command, &workdir, &program, &environ)
+        exec(&self.command, &program, &environ)
     }
 
     /// For a rank that joined and does what the first rank did: same directory, a program that was judged.
@@ -332,13 +333,13 @@ impl Request {
         let (workdir, _) = self.workdir(&view, myself, environment)?;
         let (environ, _) = environment::make(&self.environ, environment, &self.config, &workdir);
         let command = self.command.first().map(OsString::as_os_str).unwrap_or_default();
-        let program = verdict::find_program(&view, command, &workdir, &environ)?;
+        let (path, program) = verdict::find_program(&view, command, &workdir, &environ)?;
         let note = program_note(program.id, &environ);
         if !notes::exists(&note) {
             verdict::judge(&view, &program, &environ, self.job.as_ref(), self.config.mpi.value)?;
             notes::make(&note);
         }
-        Ok(Ready { workdir, program: program.path, environ })
+        Ok(Ready { workdir, program: path, environ })
     }
 
     /// What people should know, once per node: the builder speaks.
@@ -375,13 +376,11 @@ struct Entered {
 impl Entered {
     /// Joins the step's user namespace if it has one, or makes one where one is needed.
     fn new(myself: &Myself, of_step: Option<&OwnedFd>) -> Result<Entered> {
-        match of_step {
-            Some(user) => {
-                namespace::join_user_namespace(user)?;
-                Ok(Entered { in_user_namespace: true })
-            }
-            None => Ok(Entered { in_user_namespace: namespace::new_user_namespace(myself.uid, myself.gid)? }),
-        }
+        let in_user_namespace = match of_step {
+            Some(user) => namespace::join_user_namespace(user)?,
+            None => namespace::new_user_namespace(myself.uid, myself.gid)?,
+        };
+        Ok(Entered { in_user_namespace })
     }
 }
 
@@ -405,15 +404,9 @@ fn program_note(program: (u64, u64), environ: &Environ) -> String {
     format!("judged.{}", digest(&(program, environ.get_os("LD_LIBRARY_PATH"))))
 }
 
-fn exec(
-    command: &[OsString],
-    workdir: &Path,
-    program: &Path,
-    environ: &Environ,
-) -> Result<std::convert::Infallible> {
-    // argv[0] is what the user typed; a name from PATH is executed by the path found.
-    let typed = command.first().map(OsString::as_os_str).unwrap_or_default();
-    let path = if typed.as_bytes().contains(&b'/') { workdir.join(typed) } else { program.to_owned() };
+/// argv[0] is what the user typed; `program` is executed as a shell would, with the links in it: scripts
+/// see that path, and programs of several names look at it.
+fn exec(command: &[OsString], program: &Path, environ: &Environ) -> Result<std::convert::Infallible> {
     let c_string = |s: &OsStr| {
         CString::new(s.as_bytes()).map_err(|e| Error::new(Code::Usage, format!("{}: {e}", s.display()), ""))
     };
@@ -427,7 +420,7 @@ fn exec(
             c_string(&pair)
         })
         .collect::<Result<Vec<_>>>()?;
-    let Err(e) = nix::unistd::execve(&c_string(path.as_os_str())?, &arguments, &variables);
+    let Err(e) = nix::unistd::execve(&c_string(program.as_os_str())?, &arguments, &variables);
     let (code, cure) = match e {
         Errno::ENOENT => {
             (Code::InterpreterMissing, "its interpreter or loader is missing inside the container")
@@ -435,5 +428,5 @@ fn exec(
         Errno::E2BIG => (Code::Exec, "arguments and environment are too long together: see --clean-env"),
         _ => (Code::Exec, "see execve(2) for what this error means"),
     };
-    Err(Error::new(code, format!("cannot execute {}: {e}", path.display()), cure))
+    Err(Error::new(code, format!("cannot execute {}: {e}", program.display()), cure))
 }

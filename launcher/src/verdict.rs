@@ -16,24 +16,30 @@ use crate::error::{Code, Error, Result};
 use crate::job::JobStep;
 use crate::plan::MpiVerdict;
 
-/// Finds the command as the container's execvp would.
-pub fn find_program(view: &View, command: &OsStr, workdir: &Path, environ: &Environ) -> Result<Entry> {
+/// Finds the command as the container's execvp would; answers the path by which it would be executed in
+/// `workdir`, and what that leads to.
+pub fn find_program(
+    view: &View,
+    command: &OsStr,
+    workdir: &Path,
+    environ: &Environ,
+) -> Result<(PathBuf, Entry)> {
     let shown = command.display();
     let not_found = |what: String, cure: &str| Err(Error::new(Code::ProgramNotFound, what, cure));
     if command.is_empty() {
         return not_found("the command is empty".into(), "name a program");
     }
     let candidates: Vec<PathBuf> = if command.as_bytes().contains(&b'/') {
-        vec![workdir.join(command)]
+        vec![PathBuf::from(command)]
     } else {
         let path = environ.get_os("PATH").map(OsStr::to_owned).unwrap_or_default();
-        let dirs = path.as_bytes().split(|b| *b == b':').map(|d| workdir.join(OsStr::from_bytes(d)));
+        let dirs = path.as_bytes().split(|b| *b == b':').map(|d| Path::new(OsStr::from_bytes(d)));
         dirs.map(|d| d.join(command)).collect()
     };
     let mut refused = None;
     for candidate in &candidates {
-        match view.lookup(candidate) {
-            Ok(Lookup::Exists(entry)) if entry.is_executable() => return Ok(entry),
+        match view.lookup(&workdir.join(candidate)) {
+            Ok(Lookup::Exists(entry)) if entry.is_executable() => return Ok((candidate.clone(), entry)),
             Ok(Lookup::Exists(entry)) => {
                 let why = match entry.kind {
                     Kind::File => format!("its mode is {:o}, without execute permission", entry.mode),
@@ -41,7 +47,10 @@ pub fn find_program(view: &View, command: &OsStr, workdir: &Path, environ: &Envi
                 };
                 refused.get_or_insert(Error::new(
                     Code::ProgramNotExecutable,
-                    format!("{} inside the container cannot be executed: {why}", candidate.display()),
+                    format!(
+                        "{} inside the container cannot be executed: {why}",
+                        workdir.join(candidate).display()
+                    ),
                     "name a program; `chmod +x` makes a file one",
                 ));
             }
@@ -59,9 +68,9 @@ pub fn find_program(view: &View, command: &OsStr, workdir: &Path, environ: &Envi
         return Err(e);
     }
     if candidates.len() == 1 && command.as_bytes().contains(&b'/') {
-        let path = candidates[0].display();
+        let path = workdir.join(&candidates[0]);
         return not_found(
-            format!("{path} does not exist inside the container"),
+            format!("{} does not exist inside the container", path.display()),
             "check the path: home, working directory and /tmp are the host's, all else is the image's; --bind shows \
              more of the host",
         );

@@ -8,3 +8,4 @@ pub mod fit;
 pub mod glob;
 pub mod launcher;
 pub mod passthrough;
+pub mod slurm;

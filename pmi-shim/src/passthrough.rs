@@ -89,6 +89,7 @@ pub const DIRECTORIES: &[(&str, &str)] = &[
     ("PMIX_SYSTEM_TMPDIR", "the PMIx server's system-wide rendezvous"),
     ("PMIX_DSTORE_21_BASE_PATH", "PMIx 3 and 4 job data in shared memory"),
     ("PMIX_DSTORE_ESH_BASE_PATH", "PMIx 2 job data in shared memory"),
+    ("SLURM_PMIX_TMPDIR", "Slurm's directory for the step, with Open MPI's session directory"),
     ("OMPI_MCA_orte_top_session_dir", "Open MPI 4's session directory"),
     ("OMPI_MCA_orte_jobfam_session_dir", "Open MPI 4's session directory of this job"),
     ("OMPI_FILE_LOCATION", "Open MPI's session directory of this rank"),

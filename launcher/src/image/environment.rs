@@ -50,7 +50,7 @@ impl ImageEnvironment {
         if let Some(entry) = view.find(dir).map_err(in_image(&image.given))?
             && entry.kind == FileKind::Directory
         {
-            let (mut names, more) = view.list(&entry, MAX_SCRIPTS).map_err(in_image(&image.given))?;
+            let (mut names, more) = entry.list(MAX_SCRIPTS).map_err(in_image(&image.given))?;
             if more {
                 found.notes.push(format!("{}: only {MAX_SCRIPTS} files are read", dir.display()));
             }

@@ -1,18 +1,14 @@
 //! From what is wanted to the steps that lead there. Looks, and changes nothing.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use abi_probe::rootfs::{Entry, Kind, Lookup, View};
 
-use super::table::{self, Need};
-use super::{Make, Relay, Step};
-use crate::config::{Config, Sourced};
-use crate::environ::Environ;
+use super::sources::{Facts, Sources, Want, Weight};
+use super::{Make, Relay, Step, table};
 use crate::error::{Code, Error, Result, in_image};
 use crate::image::Image;
 
@@ -24,49 +20,6 @@ const FEW_AT_THE_ROOT: usize = 64;
 /// Where overlays are not to be had, up to so many are.
 const MANY_ENTRIES: usize = 4096;
 
-/// How seriously something is wanted.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Weight {
-    /// The user or the site asked for it: problems are errors.
-    Asked(String),
-    /// No sandbox without it.
-    Required,
-    /// Left out, with a note, when it cannot be.
-    IfPossible,
-}
-
-/// Something of the host that should be visible inside.
-#[derive(Clone, Debug)]
-struct Want {
-    source: PathBuf,
-    at: PathBuf,
-    read_only: bool,
-    why: String,
-    weight: Weight,
-}
-
-/// The host's objects that will be bound.
-#[derive(Default)]
-pub struct Sources {
-    /// Devices and inodes, by the handles of [`Step::Bind`].
-    pub ids: Vec<(u64, u64)>,
-    wanted: Vec<(Want, Kind)>,
-    /// Opened, where something will be mounted over the host's own directories.
-    held: Vec<OwnedFd>,
-}
-
-/// Facts about this process and host that the plan depends on.
-pub struct Facts<'a> {
-    /// The user.
-    pub uid: u32,
-    /// The working directory outside, if it has a path.
-    pub cwd: Option<PathBuf>,
-    /// The environment outside.
-    pub environ: &'a Environ,
-    /// Whether overlays can be mounted (root, or Linux 5.11).
-    pub overlays: fn() -> bool,
-}
-
 /// Steps and what a person should know about them.
 #[derive(Default)]
 pub struct Layout {
@@ -74,135 +27,6 @@ pub struct Layout {
     pub steps: Vec<Step>,
     /// What was left out.
     pub notes: Vec<String>,
-}
-
-/// Collects what is wanted.
-fn wants(config: &Config, facts: &Facts) -> Result<Vec<Want>> {
-    let mut wants = Vec::new();
-    let mut same = |path: PathBuf, why: &str, weight: Weight| {
-        wants.push(Want { source: path.clone(), at: path, read_only: false, why: why.to_owned(), weight });
-    };
-    let row = |row: &table::Row| match row.need {
-        Need::Required => Weight::Required,
-        Need::IfThere => Weight::IfPossible,
-    };
-    for r in table::DIRECTORIES.iter().chain(table::RUNTIME) {
-        same(r.path.into(), r.why, row(r));
-    }
-    same(format!("/run/user/{}", facts.uid).into(), "the user's runtime directory", Weight::IfPossible);
-    for (variable, why) in pmi_shim::passthrough::DIRECTORIES {
-        if let Some(path) = facts.environ.get_os(variable).map(PathBuf::from).filter(|p| p.is_absolute()) {
-            same(path, &format!("{why} ({variable})"), Weight::IfPossible);
-        }
-    }
-    if config.home.value
-        && let Some(home) = facts.environ.get_os("HOME").map(PathBuf::from)
-        && home.is_absolute()
-        && home != Path::new("/")
-    {
-        same(home, "the home directory", Weight::IfPossible);
-    }
-    if let Some(cwd) = &facts.cwd
-        && cwd != Path::new("/")
-        && !table::OF_THE_IMAGE.iter().any(|d| cwd.starts_with(d))
-    {
-        same(cwd.clone(), "the working directory", Weight::IfPossible);
-    }
-    for r in table::FILES {
-        same(r.path.into(), r.why, row(r));
-    }
-    for bind in &config.binds {
-        wants.push(parse_bind(bind)?);
-    }
-    Ok(wants)
-}
-
-/// `SRC[:DST[:ro]]`.
-fn parse_bind(bind: &Sourced<String>) -> Result<Want> {
-    let bad = |why: &str| {
-        Error::new(
-            Code::Usage,
-            format!("bind {:?} ({}): {why}", bind.value, bind.origin),
-            "write SRC, SRC:DST or SRC:DST:ro, with an absolute DST",
-        )
-    };
-    let mut parts = bind.value.split(':');
-    let source = parts.next().filter(|s| !s.is_empty()).ok_or_else(|| bad("SRC is empty"))?;
-    let target = parts.next().filter(|s| !s.is_empty());
-    let read_only = match parts.next() {
-        None | Some("rw") => false,
-        Some("ro") => true,
-        Some(other) => return Err(bad(&format!("{other:?} is neither ro nor rw"))),
-    };
-    if parts.next().is_some() {
-        return Err(bad("more than three parts"));
-    }
-    let source = std::path::absolute(source).map_err(|e| bad(&e.to_string()))?;
-    let at = target.map_or_else(|| source.clone(), PathBuf::from);
-    if !at.is_absolute() {
-        return Err(bad("DST is not absolute"));
-    }
-    let why = format!("asked for ({})", bind.origin);
-    Ok(Want { source, at, read_only, weight: Weight::Asked(bind.origin.to_string()), why })
-}
-
-impl Sources {
-    /// Finds everything that is wanted and there.
-    pub fn find(config: &Config, facts: &Facts) -> Result<Sources> {
-        let mut sources = Sources::default();
-        for want in wants(config, facts)? {
-            let meta = match (std::fs::metadata(&want.source), &want.weight) {
-                (Ok(meta), _) => meta,
-                (Err(_), Weight::IfPossible) => continue,
-                (Err(e), _) => return Err(want.no_source(e)),
-            };
-            let kind = if meta.is_dir() { Kind::Directory } else { Kind::File };
-            sources.ids.push((meta.dev(), meta.ino()));
-            sources.wanted.push((want, kind));
-        }
-        Ok(sources)
-    }
-
-    /// Opens them, in the mount namespace in which the binds will be made (the kernel binds only what
-    /// lies in it), before something is mounted over the paths that lead to them.
-    pub fn hold(&mut self) -> Result<()> {
-        if self.held.is_empty() {
-            let open = |want: &Want| open_path(&want.source).map_err(|e| want.no_source(e));
-            self.held = self.wanted.iter().map(|(want, _)| open(want)).collect::<Result<_>>()?;
-        }
-        Ok(())
-    }
-
-    /// Whether one of them lies in the image's own directory, over which the new root is mounted.
-    pub fn lie_in(&self, image: &Image) -> bool {
-        self.wanted.iter().any(|(want, _)| {
-            want.source.starts_with(&image.path)
-                || matches!(want.weight, Weight::Asked(_))
-                    && std::fs::canonicalize(&want.source).is_ok_and(|source| source.starts_with(&image.path))
-        })
-    }
-
-    /// The opened source, if all are held.
-    pub fn held(&self, handle: usize) -> Option<&OwnedFd> {
-        self.held.get(handle)
-    }
-}
-
-fn open_path(path: &Path) -> std::io::Result<OwnedFd> {
-    File::options().read(true).custom_flags(libc::O_PATH | libc::O_CLOEXEC).open(path).map(OwnedFd::from)
-}
-
-impl Want {
-    fn no_source(&self, e: std::io::Error) -> Error {
-        let (origin, cure) = match &self.weight {
-            Weight::Asked(origin) => (
-                format!(" ({origin})"),
-                "correct the path, or make it on this node; every node of the job needs it",
-            ),
-            _ => (String::new(), "this host is set up unusually: every sandbox shows it"),
-        };
-        Error::new(Code::BindSource, format!("cannot bind {}{origin}: {e}", self.source.display()), cure)
-    }
 }
 
 /// Who will make the entries of a directory that does not exist yet.
@@ -456,7 +280,7 @@ impl Planner<'_> {
             () if at == Path::new("/") => FEW_AT_THE_ROOT,
             () => FEW_ENTRIES,
         };
-        match image.list(&entry, limit).map_err(in_image(&self.image.given))? {
+        match entry.list(limit).map_err(in_image(&self.image.given))? {
             (_, false) => Ok(Relay::Tmpfs),
             (_, true) if overlays => Ok(Relay::Overlay),
             (_, true) => Err(Error::new(
@@ -483,6 +307,8 @@ fn source_of(step: &Step) -> String {
 mod tests {
     use super::*;
     use crate::cli::Options;
+    use crate::config::Config;
+    use crate::environ::Environ;
     use std::os::unix::fs::symlink;
 
     struct Case {
@@ -502,7 +328,7 @@ mod tests {
             let environ = Environ::from_pairs(environ);
             let options = Options { bind: binds.iter().map(Into::into).collect(), ..Options::default() };
             let config = Config::load(&Environ::default(), Some(&options)).unwrap();
-            let facts = Facts { uid: 4_000_000, cwd: None, environ: &environ, overlays: || true };
+            let facts = Facts { uid: 4_000_000, cwd: None, environ: &environ, rank: None, overlays: || true };
             let image = Image::open(self.dir.path()).unwrap();
             let sources = Sources::find(&config, &facts)?;
             let mut view = View::open(self.dir.path()).unwrap();

@@ -2,6 +2,7 @@
 
 pub mod environment;
 pub mod make;
+pub mod sources;
 pub mod table;
 
 use std::os::fd::OwnedFd;
@@ -66,7 +67,7 @@ pub enum Step {
         read_only: bool,
         /// Why.
         why: String,
-        /// Index of the source among [`make::Sources`].
+        /// Index of the source among [`sources::Sources`].
         #[serde(skip)]
         handle: usize,
         /// The mount point as it was judged, if nothing is laid anew above it.
@@ -151,7 +152,7 @@ pub struct Plan {
     pub workdir: PathBuf,
     /// The environment, as it differs from the host's.
     pub environment: Vec<Change>,
-    /// The program, found inside.
+    /// The program, by the path that is executed in the working directory.
     pub program: PathBuf,
     /// Its arguments.
     pub arguments: Vec<String>,

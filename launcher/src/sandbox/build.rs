@@ -11,7 +11,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use abi_probe::rootfs::View;
+use abi_probe::rootfs::{Entry, View};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat, readlinkat};
 use nix::mount::{MsFlags, mount};
@@ -23,13 +23,13 @@ use super::squashfs::{self, How, Server};
 use crate::error::{Error, Result};
 use crate::image::{Image, Kind as ImageKind};
 use crate::job::siblings::{MARK_DIRECTORY, MARK_LINK};
-use crate::plan::make::Sources;
+use crate::plan::sources::Sources;
 use crate::plan::{Make, Relay, Step};
 
 /// Covered, in the sandbox only, while it is built: what is assembled there becomes the root.
 const STAGE: &str = "/tmp";
 /// For skeletons, notes and what programs may keep in /run.
-const TMPFS_OPTIONS: &str = "mode=0755,size=16m,nr_inodes=4096";
+const TMPFS_OPTIONS: &str = "mode=0755,size=16m,nr_inodes=16384";
 
 fn none() -> Option<&'static Path> {
     None
@@ -52,6 +52,14 @@ fn path_of(fd: &OwnedFd) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
 }
 
+fn real(entry: Entry) -> Result<Rc<OwnedFd>> {
+    let path = entry.path.clone();
+    entry.into_fd().ok_or_else(|| {
+        let why = std::io::Error::other("it is not real");
+        Error::step(format_args!("opening {} of the sandbox", path.display()), why)
+    })
+}
+
 /// A sandbox under construction, in its own mount namespace.
 pub struct Building {
     /// Where the image is attached.
@@ -64,6 +72,20 @@ pub struct Building {
     apart: bool,
     /// The root as last opened; forgotten when something else is mounted there.
     opened: RefCell<Option<View>>,
+    /// The tmpfs of everything that is laid out in memory.
+    memory: Memory,
+}
+
+/// One tmpfs serves all directories in memory: to mount and end another costs the kernel five times
+/// what a bind of one of its directories does.
+#[derive(Default)]
+struct Memory {
+    /// How many directories are still to be laid out.
+    expected: usize,
+    /// How many have been.
+    laid: usize,
+    /// Its root, if several share it.
+    root: Option<Rc<OwnedFd>>,
 }
 
 impl Building {
@@ -109,7 +131,14 @@ impl Building {
     }
 
     fn at(root: PathBuf) -> Building {
-        Building { root, staged: false, base: None, apart: false, opened: RefCell::new(None) }
+        Building {
+            root,
+            staged: false,
+            base: None,
+            apart: false,
+            opened: RefCell::new(None),
+            memory: Memory::default(),
+        }
     }
 
     fn move_root(&mut self, root: PathBuf) {
@@ -190,6 +219,8 @@ impl Building {
         if steps.iter().any(stages) {
             sources.hold()?;
         }
+        let in_memory = |s: &&Step| matches!(s, Step::Tmpfs { .. } | Step::Relay { by: Relay::Tmpfs, .. });
+        self.memory.expected = steps.iter().filter(in_memory).count();
         let first_bind = steps.iter().position(|s| matches!(s, Step::Bind { .. }));
         for (i, step) in steps.iter().enumerate() {
             if Some(i) == first_bind && self.would_show(&sources) {
@@ -253,6 +284,10 @@ impl Building {
 
     /// Opens a link-free path of the new root.
     fn open(&self, at: &Path) -> Result<Rc<OwnedFd>> {
+        real(self.entry(at)?)
+    }
+
+    fn entry(&self, at: &Path) -> Result<Entry> {
         let changed = |why: String| {
             Error::step(format_args!("opening {} of the sandbox", at.display()), std::io::Error::other(why))
         };
@@ -269,7 +304,7 @@ impl Building {
                 entry.path.display()
             )));
         }
-        entry.into_fd().ok_or_else(|| changed("it is not real".into()))
+        Ok(entry)
     }
 
     fn writable_root(&mut self, make: &[&Make], privileged: bool) -> Result<()> {
@@ -299,29 +334,57 @@ impl Building {
         Ok(())
     }
 
-    /// Every entry of the directory is bound into a tmpfs over it; links are copied.
-    fn relay_by_tmpfs(&mut self, at: &Path, make: &[Make], covered: &[&Path]) -> Result<()> {
-        let old = self.open(at)?;
-        let below = path_of(&old);
-        let names = std::fs::read_dir(&below)
-            .and_then(Iterator::collect::<std::io::Result<Vec<_>>>)
-            .map_err(|e| Error::step(format_args!("listing {}", at.display()), e))?;
-        let over = if at == Path::new("/") { self.root.clone() } else { below.clone() };
-        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-        do_mount(
-            "laying out a directory anew",
-            Some(Path::new("hpc-launch")),
-            &over,
-            Some("tmpfs"),
-            flags,
-            Some(TMPFS_OPTIONS),
-        )?;
+    /// Covers a directory with an empty one in memory; answers that.
+    fn cover(&mut self, at: &Path) -> Result<Rc<OwnedFd>> {
+        let what = format!("laying out {} in memory", at.display());
+        let failed = |e: Errno| Error::step(&what, e);
+        let root = match self.memory.root.take() {
+            Some(root) => root,
+            None => {
+                let kind = Some("tmpfs");
+                let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+                let name = Some(Path::new("hpc-launch"));
+                let root = self.mount_over(at, |over| {
+                    mount(name, over, kind, flags, Some(TMPFS_OPTIONS)).map_err(failed)
+                })?;
+                if self.memory.expected == 1 {
+                    return Ok(root);
+                }
+                root
+            }
+        };
+        let name = PathBuf::from(self.memory.laid.to_string());
+        self.memory.laid += 1;
+        make_at(&root, &name, true).map_err(failed)?;
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let part = openat(&*root, &name, flags, Mode::empty()).map_err(failed)?;
+        self.memory.root = Some(root);
+        self.mount_over(at, |over| {
+            mount(Some(&path_of(&part)), over, none(), MsFlags::MS_BIND, none()).map_err(failed)
+        })
+    }
+
+    /// Has something mounted over a directory of the new root; answers what is there then.
+    fn mount_over(&mut self, at: &Path, mount: impl FnOnce(&Path) -> Result<()>) -> Result<Rc<OwnedFd>> {
         if at == Path::new("/") {
+            mount(&self.root)?;
             self.move_root(self.root.clone());
+        } else {
+            let over = self.open(at)?;
+            mount(&path_of(&over))?;
         }
-        let new = self.open(at)?;
-        for entry in names {
-            let name = entry.file_name();
+        self.open(at)
+    }
+
+    /// Every entry of the directory is bound into one in memory over it; links are copied.
+    fn relay_by_tmpfs(&mut self, at: &Path, make: &[Make], covered: &[&Path]) -> Result<()> {
+        let old = self.entry(at)?;
+        let (names, _) = old.list(usize::MAX).map_err(|e| {
+            Error::step(format_args!("listing {}", at.display()), std::io::Error::other(e.to_string()))
+        })?;
+        let old = real(old)?;
+        let new = self.cover(at)?;
+        for name in names {
             let failed =
                 |e: Errno| Error::step(format_args!("laying out {} anew", at.join(&name).display()), e);
             // The entry itself, whatever it was when it was listed: a link is never followed here.
@@ -371,18 +434,8 @@ impl Building {
         Ok(())
     }
 
-    fn tmpfs(&self, at: &Path, make: &[Make], mark: Option<&str>) -> Result<()> {
-        let over = self.open(at)?;
-        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-        do_mount(
-            "mounting a tmpfs",
-            Some(Path::new("hpc-launch")),
-            &path_of(&over),
-            Some("tmpfs"),
-            flags,
-            Some(TMPFS_OPTIONS),
-        )?;
-        let run = self.open(at)?;
+    fn tmpfs(&mut self, at: &Path, make: &[Make], mark: Option<&str>) -> Result<()> {
+        let run = self.cover(at)?;
         self.make_all(at, &run, make)?;
         if let Some(mark) = mark {
             let name = Path::new(MARK_DIRECTORY.rsplit('/').next().unwrap_or_default());

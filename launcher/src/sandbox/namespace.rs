@@ -46,18 +46,25 @@ fn may_mount() -> bool {
 
 /// Makes a mount namespace, and keeps what happens in it from the host. The host's later mounts still
 /// arrive (slave): an automounted file system must appear inside too.
-pub fn new_mount_namespace() -> Result<()> {
+pub fn new_mount_namespace(in_user_namespace: bool) -> Result<()> {
     unshare(CloneFlags::CLONE_NEWNS).map_err(|e| forbidden("unshare(CLONE_NEWNS)", e))?;
+    if in_user_namespace {
+        // The copy is all slaves already when its owner is another user namespace (copy_mnt_ns,
+        // CL_SHARED_TO_SLAVE).
+        return Ok(());
+    }
     let none = None::<&Path>;
     mount(none, "/", none, MsFlags::MS_SLAVE | MsFlags::MS_REC, none)
         .map_err(|e| forbidden("making all mounts private to the sandbox", e))
 }
 
-/// Enters a user namespace of a sibling, before a mount namespace of one's own is made in it.
-pub fn join_user_namespace(user: &OwnedFd) -> Result<()> {
+/// Enters a user namespace of a sibling, before a mount namespace of one's own is made in it. Answers
+/// whether it is another than the one before.
+pub fn join_user_namespace(user: &OwnedFd) -> Result<bool> {
     match setns(user, CloneFlags::CLONE_NEWUSER) {
-        // EINVAL: it is our own already (setns(2)); root's sandboxes have none of theirs.
-        Ok(()) | Err(Errno::EINVAL) => Ok(()),
+        Ok(()) => Ok(true),
+        // It is our own already (setns(2)); root's sandboxes have none of theirs.
+        Err(Errno::EINVAL) => Ok(false),
         Err(e) => Err(Error::step("joining the job's user namespace", e)),
     }
 }

@@ -1,0 +1,227 @@
+//! What of the host a sandbox shows: the tables' rows, the job's directories, and what was asked for.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use abi_probe::rootfs::Kind;
+use pmi_shim::launcher::{Launcher, Offer, Rank};
+use pmi_shim::slurm;
+
+use super::table::{self, Need};
+use crate::config::{Config, Sourced};
+use crate::environ::Environ;
+use crate::error::{Code, Error, Result};
+use crate::image::Image;
+
+/// Facts about this process and host that the plan depends on.
+pub struct Facts<'a> {
+    /// The user.
+    pub uid: u32,
+    /// The working directory outside, if it has a path.
+    pub cwd: Option<PathBuf>,
+    /// The environment outside.
+    pub environ: &'a Environ,
+    /// The rank's place, if a launcher started it.
+    pub rank: Option<&'a Rank>,
+    /// Whether overlays can be mounted (root, or Linux 5.11).
+    pub overlays: fn() -> bool,
+}
+
+/// How seriously something is wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Weight {
+    /// The user or the site asked for it: problems are errors.
+    Asked(String),
+    /// No sandbox without it.
+    Required,
+    /// Left out, with a note, when it cannot be.
+    IfPossible,
+}
+
+/// Something of the host that should be visible inside.
+#[derive(Clone, Debug)]
+pub struct Want {
+    /// On the host.
+    pub source: PathBuf,
+    /// Inside, as it was asked for.
+    pub at: PathBuf,
+    /// May not be written to.
+    pub read_only: bool,
+    /// Why.
+    pub why: String,
+    /// How seriously.
+    pub weight: Weight,
+}
+
+/// The host's objects that will be bound.
+#[derive(Default)]
+pub struct Sources {
+    /// Devices and inodes, by the handles of [`Step::Bind`].
+    pub ids: Vec<(u64, u64)>,
+    /// What they are for, and whether each is a directory or a file.
+    pub wanted: Vec<(Want, Kind)>,
+    /// Opened, where something will be mounted over the host's own directories.
+    held: Vec<OwnedFd>,
+}
+
+/// Collects what is wanted.
+fn wants(config: &Config, facts: &Facts) -> Result<Vec<Want>> {
+    let mut wants = Vec::new();
+    let mut same = |path: PathBuf, why: &str, weight: Weight| {
+        wants.push(Want { source: path.clone(), at: path, read_only: false, why: why.to_owned(), weight });
+    };
+    let row = |row: &table::Row| match row.need {
+        Need::Required => Weight::Required,
+        Need::IfThere => Weight::IfPossible,
+    };
+    for r in table::DIRECTORIES.iter().chain(table::RUNTIME) {
+        same(r.path.into(), r.why, row(r));
+    }
+    same(format!("/run/user/{}", facts.uid).into(), "the user's runtime directory", Weight::IfPossible);
+    for (path, variable, why) in of_the_job(facts.environ) {
+        same(path, &format!("{why} ({variable})"), Weight::IfPossible);
+    }
+    if let Some((path, file)) = of_slurm(facts) {
+        same(path, &format!("Slurm's directory for the step ({file})"), Weight::IfPossible);
+    }
+    if config.home.value
+        && let Some(home) = facts.environ.get_os("HOME").map(PathBuf::from)
+        && home.is_absolute()
+        && home != Path::new("/")
+    {
+        same(home, "the home directory", Weight::IfPossible);
+    }
+    if let Some(cwd) = &facts.cwd
+        && cwd != Path::new("/")
+        && !table::OF_THE_IMAGE.iter().any(|d| cwd.starts_with(d))
+    {
+        same(cwd.clone(), "the working directory", Weight::IfPossible);
+    }
+    for r in table::FILES {
+        same(r.path.into(), r.why, row(r));
+    }
+    for bind in &config.binds {
+        wants.push(parse_bind(bind)?);
+    }
+    Ok(wants)
+}
+
+/// Directories that variables of the job name, with these and the reason.
+fn of_the_job(environ: &Environ) -> impl Iterator<Item = (PathBuf, &'static str, &'static str)> {
+    pmi_shim::passthrough::DIRECTORIES.iter().filter_map(|(variable, why)| {
+        let path = environ.get_os(variable).map(PathBuf::from).filter(|p| p.is_absolute())?;
+        Some((path, *variable, *why))
+    })
+}
+
+/// Those that make a sandbox another one. What every sandbox shows makes no difference: slurmstepd
+/// gives the first task of a node alone a TMPDIR, /tmp, when the user has none.
+pub fn that_distinguish(environ: &Environ) -> Vec<PathBuf> {
+    let shown = |path: &PathBuf| table::DIRECTORIES.iter().any(|row| path.starts_with(row.path));
+    of_the_job(environ).map(|(path, ..)| path).filter(|path| !shown(path)).collect()
+}
+
+/// The directory of a PMIx step of Slurm, which no variable names, and the file that does.
+fn of_slurm(facts: &Facts) -> Option<(PathBuf, String)> {
+    facts.rank.filter(|r| r.launcher == Launcher::Slurm && r.offers == Offer::Pmix)?;
+    let conf = facts.environ.get_os("SLURM_CONF").unwrap_or("/etc/slurm/slurm.conf".as_ref());
+    let host = nix::unistd::gethostname().unwrap_or_default().to_string_lossy().into_owned();
+    let node = facts.environ.get("SLURMD_NODENAME").unwrap_or_else(|| host.clone());
+    slurm::SETTINGS.iter().find_map(|(name, key)| {
+        let file = Path::new(conf).with_file_name(name);
+        let text = std::fs::read_to_string(&file).ok()?;
+        let path = PathBuf::from(slurm::directory(&text, key, &node, &host)?);
+        path.is_absolute().then(|| (path, format!("{key} in {}", file.display())))
+    })
+}
+
+/// `SRC[:DST[:ro]]`.
+fn parse_bind(bind: &Sourced<String>) -> Result<Want> {
+    let bad = |why: &str| {
+        Error::new(
+            Code::Usage,
+            format!("bind {:?} ({}): {why}", bind.value, bind.origin),
+            "write SRC, SRC:DST or SRC:DST:ro, with an absolute DST",
+        )
+    };
+    let mut parts = bind.value.split(':');
+    let source = parts.next().filter(|s| !s.is_empty()).ok_or_else(|| bad("SRC is empty"))?;
+    let target = parts.next().filter(|s| !s.is_empty());
+    let read_only = match parts.next() {
+        None | Some("rw") => false,
+        Some("ro") => true,
+        Some(other) => return Err(bad(&format!("{other:?} is neither ro nor rw"))),
+    };
+    if parts.next().is_some() {
+        return Err(bad("more than three parts"));
+    }
+    let source = std::path::absolute(source).map_err(|e| bad(&e.to_string()))?;
+    let at = target.map_or_else(|| source.clone(), PathBuf::from);
+    if !at.is_absolute() {
+        return Err(bad("DST is not absolute"));
+    }
+    let why = format!("asked for ({})", bind.origin);
+    Ok(Want { source, at, read_only, weight: Weight::Asked(bind.origin.to_string()), why })
+}
+
+impl Sources {
+    /// Finds everything that is wanted and there.
+    pub fn find(config: &Config, facts: &Facts) -> Result<Sources> {
+        let mut sources = Sources::default();
+        for want in wants(config, facts)? {
+            let meta = match (std::fs::metadata(&want.source), &want.weight) {
+                (Ok(meta), _) => meta,
+                (Err(_), Weight::IfPossible) => continue,
+                (Err(e), _) => return Err(want.no_source(e)),
+            };
+            let kind = if meta.is_dir() { Kind::Directory } else { Kind::File };
+            sources.ids.push((meta.dev(), meta.ino()));
+            sources.wanted.push((want, kind));
+        }
+        Ok(sources)
+    }
+
+    /// Opens them, in the mount namespace in which the binds will be made (the kernel binds only what
+    /// lies in it), before something is mounted over the paths that lead to them.
+    pub fn hold(&mut self) -> Result<()> {
+        if self.held.is_empty() {
+            let open = |want: &Want| open_path(&want.source).map_err(|e| want.no_source(e));
+            self.held = self.wanted.iter().map(|(want, _)| open(want)).collect::<Result<_>>()?;
+        }
+        Ok(())
+    }
+
+    /// Whether one of them lies in the image's own directory, over which the new root is mounted.
+    pub fn lie_in(&self, image: &Image) -> bool {
+        self.wanted.iter().any(|(want, _)| {
+            want.source.starts_with(&image.path)
+                || matches!(want.weight, Weight::Asked(_))
+                    && std::fs::canonicalize(&want.source).is_ok_and(|source| source.starts_with(&image.path))
+        })
+    }
+
+    /// The opened source, if all are held.
+    pub fn held(&self, handle: usize) -> Option<&OwnedFd> {
+        self.held.get(handle)
+    }
+}
+
+fn open_path(path: &Path) -> std::io::Result<OwnedFd> {
+    File::options().read(true).custom_flags(libc::O_PATH | libc::O_CLOEXEC).open(path).map(OwnedFd::from)
+}
+
+impl Want {
+    /// Why it cannot be shown: the host has none, or none to read.
+    pub fn no_source(&self, e: std::io::Error) -> Error {
+        let (origin, cure) = match &self.weight {
+            Weight::Asked(origin) => (
+                format!(" ({origin})"),
+                "correct the path, or make it on this node; every node of the job needs it",
+            ),
+            _ => (String::new(), "this host is set up unusually: every sandbox shows it"),
+        };
+        Error::new(Code::BindSource, format!("cannot bind {}{origin}: {e}", self.source.display()), cure)
+    }
+}
