@@ -5,7 +5,7 @@
 //! are found through the cache, as ldconfig entered them.
 
 use std::cell::OnceCell;
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -133,7 +133,7 @@ pub fn link(view: &View, program: &Entry, ld_library_path: Option<&str>, scope: 
     }
     map.arch = Some(object.arch);
     let Some(interp) = object.interp.clone() else { return Ok(Ok(map)) };
-    if view.find(Path::new(&interp))?.is_none() {
+    if !view.exists(Path::new(&interp))? {
         return Ok(Err(Unrunnable::InterpreterMissing { file: map.program, interpreter: interp.into() }));
     }
     Search::new(view, Loader::of(&interp), object.arch, ld_library_path, scope)?
@@ -194,7 +194,7 @@ impl<'v> Search<'v> {
         let mut loaded = vec![Loaded { origin: origin(&map.program), object: program, parent: None }];
         let mut slot = vec![None];
         // The loader itself is mapped already: libc needs it by its file name.
-        let mut seen: HashSet<String> = interp.rsplit('/').next().map(String::from).into_iter().collect();
+        let mut seen: BTreeSet<String> = interp.rsplit('/').next().map(String::from).into_iter().collect();
         let mut next = 0;
         while next < loaded.len() {
             for name in loaded[next].object.needed.clone() {

@@ -10,7 +10,7 @@
 
 use std::borrow::Cow;
 use std::cell::{Cell, OnceCell, RefCell};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::Read;
@@ -145,7 +145,7 @@ pub struct View {
     layers: Vec<Layer>,
     openat2: Cell<bool>,
     /// What was found to be a link, and where it leads, or to be none; forgotten when a layer is added.
-    links: RefCell<HashMap<PathBuf, Option<PathBuf>>>,
+    links: RefCell<BTreeMap<PathBuf, Option<PathBuf>>>,
 }
 
 impl View {
@@ -399,6 +399,23 @@ impl View {
         }
     }
 
+    /// Whether a path leads somewhere in the base or in the view, links followed. The base is asked first,
+    /// in one system call: what is there may still be covered by another layer, which the caller finds
+    /// out when it uses it.
+    pub fn exists(&self, path: &Path) -> Result<bool> {
+        if self.openat2.get()
+            && let Some(root) = self.layers[0].source.tree()?
+        {
+            let how = OpenHow::new()
+                .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
+                .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+            if openat2(&**root, path, how).is_ok() {
+                return Ok(true);
+            }
+        }
+        Ok(self.find(path)?.is_some())
+    }
+
     fn layer_root(&self, at: &Path, layer: usize) -> Result<Entry> {
         match self.layers[layer].source.tree()? {
             None => Ok(Entry {
@@ -425,10 +442,28 @@ impl View {
 
     /// Opens a regular file for reading. Devices, FIFOs and sockets of an image are never opened.
     pub fn open_file(&self, entry: &Entry) -> Result<File> {
-        match (&entry.fd, entry.kind) {
-            (Some(fd), Kind::File) => File::open(fd_path(fd)).map_err(|e| Error::io("read", &entry.path, e)),
-            (_, kind) => Err(Error::NotAFile { path: entry.path.clone(), is: kind.article() }),
+        let (Some(fd), Kind::File) = (&entry.fd, entry.kind) else {
+            return Err(Error::NotAFile { path: entry.path.clone(), is: entry.kind.article() });
+        };
+        if let Some(file) = self.open_again(entry) {
+            return Ok(file);
         }
+        File::open(fd_path(fd)).map_err(|e| Error::io("read", &entry.path, e))
+    }
+
+    /// By its path, which spares the kernel an entry in /proc/self/fd; `None` if that leads to another
+    /// file by now. (Who swaps it for a FIFO keeps nobody waiting.)
+    fn open_again(&self, entry: &Entry) -> Option<File> {
+        let (layer, rest) = self.layer_of(&entry.path);
+        if !self.openat2.get() || rest.as_os_str().is_empty() || layer != entry.layer {
+            return None;
+        }
+        let how = OpenHow::new()
+            .flags(OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC)
+            .resolve(ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_BENEATH);
+        let fd = openat2(&**self.layers[layer].source.tree().ok()??, rest, how).ok()?;
+        let stat = fstat(&fd).ok()?;
+        ((stat.st_dev, stat.st_ino) == entry.id).then(|| fd.into())
     }
 
     /// The first `limit` bytes of a regular file, or `None` if there is no such file.

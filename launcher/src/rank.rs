@@ -164,16 +164,17 @@ impl Request {
         let mark = meeting.map(|(mark, _)| mark);
         let Drafted { plan, sources, building, environment, environ, program } =
             self.draft(image, myself, &entered, mark)?;
-        let text = mark.map(Mark::text);
+        let text = mark.map(|mark| format!("{}.{}", mark.text(), program_digest(program, &environ)));
         building.carry_out(&plan.steps, sources, text.as_deref(), !entered.in_user_namespace)?;
         if let Some((mark, lock)) = meeting {
             if environment != ImageEnvironment::default() {
                 write_note(ENVIRONMENT_NOTE, &environment);
             }
-            notes::make(&program_note(program, &environ));
             lock.hand_over(&mark.text(), namespace::own)?;
         }
         self.say(&plan);
+        // The mount points' descriptors: closed by the exec that follows, all at once.
+        std::mem::forget(plan.steps);
         Ok(Inside::Built(Ready { workdir: plan.workdir, program: plan.program, environ }))
     }
 
@@ -323,8 +324,11 @@ impl Request {
             }
         };
         let meta = std::fs::metadata(&program).ok()?;
-        let judged = notes::exists(&program_note((meta.dev(), meta.ino()), &environ));
-        judged.then_some(Ready { workdir, program, environ })
+        notes::is_judged(&program_digest((meta.dev(), meta.ino()), &environ)).then_some(Ready {
+            workdir,
+            program,
+            environ,
+        })
     }
 
     /// For a rank that joined, with every check.
@@ -334,10 +338,10 @@ impl Request {
         let (environ, _) = environment::make(&self.environ, environment, &self.config, &workdir);
         let command = self.command.first().map(OsString::as_os_str).unwrap_or_default();
         let (path, program) = verdict::find_program(&view, command, &workdir, &environ)?;
-        let note = program_note(program.id, &environ);
-        if !notes::exists(&note) {
+        let digest = program_digest(program.id, &environ);
+        if !notes::is_judged(&digest) {
             verdict::judge(&view, &program, &environ, self.job.as_ref(), self.config.mpi.value)?;
-            notes::make(&note);
+            notes::judged(&digest);
         }
         Ok(Ready { workdir, program: path, environ })
     }
@@ -399,9 +403,9 @@ fn write_note(name: &str, value: &impl serde::Serialize) {
     }
 }
 
-/// The note that says that a program was judged: the file itself, and where its libraries are found.
-fn program_note(program: (u64, u64), environ: &Environ) -> String {
-    format!("judged.{}", digest(&(program, environ.get_os("LD_LIBRARY_PATH"))))
+/// What the verdict on a program depends on: the file itself, and where its libraries are found.
+fn program_digest(program: (u64, u64), environ: &Environ) -> String {
+    digest(&(program, environ.get_os("LD_LIBRARY_PATH")))
 }
 
 /// argv[0] is what the user typed; `program` is executed as a shell would, with the links in it: scripts

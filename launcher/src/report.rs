@@ -69,7 +69,7 @@ fn step_text(step: &Step) -> String {
             let mode = if *writable { "writable in memory" } else { "read-only" };
             format!("root {}{how}, {mode}", image.display())
         }
-        Step::Relay { at, by, make } => {
+        Step::Relay { at, by, make, .. } => {
             let made: Vec<_> = make.iter().map(|m| m.at.display().to_string()).collect();
             let by = match by {
                 Relay::Tmpfs => "laid out anew in memory",

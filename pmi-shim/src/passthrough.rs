@@ -80,7 +80,9 @@ pub const VARIABLES: &[Variable] = &[
 
 /// The row for a variable, if there is one.
 pub fn treatment(name: &str) -> Option<&'static Variable> {
-    VARIABLES.iter().find(|v| crate::glob::matches(v.pattern, name))
+    // Asked for every variable of every rank: most rows differ in their first letter.
+    let first = name.as_bytes().first();
+    VARIABLES.iter().find(|v| v.pattern.as_bytes().first() == first && crate::glob::matches(v.pattern, name))
 }
 
 /// Variables that name a directory which the rank's MPI will open.
@@ -123,6 +125,11 @@ mod tests {
             let first = VARIABLES.iter().position(|w| crate::glob::matches(w.pattern, &sample)).unwrap();
             assert_eq!(VARIABLES[first].pattern, v.pattern, "row {i}");
             assert!(!v.reason.is_empty());
+            assert!(
+                !v.pattern.starts_with(['*', '?']),
+                "{}: rows are told apart by their first letter",
+                v.pattern
+            );
         }
     }
 }

@@ -8,6 +8,7 @@
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use abi_probe::rootfs::View;
@@ -24,7 +25,7 @@ const MAX_VISITS: usize = 16384;
 const FIRST: usize = 4;
 /// Where a sandbox says whose it is, inside.
 pub const MARK_DIRECTORY: &str = "/run/hpc-launch";
-/// The link in that directory whose text is the mark.
+/// The link in that directory whose text is the mark, and behind it the digest of the first program.
 pub const MARK_LINK: &str = "mark";
 
 /// The namespaces of a sandbox that a living sibling is in.
@@ -91,8 +92,12 @@ fn parent(pid: i32) -> Option<i32> {
     text[text.rfind(')')? + 1..].split_ascii_whitespace().nth(1)?.parse().ok()
 }
 
-/// A quick look at the daemon's first children: in most jobs the first rank is the one that built.
+/// A quick look at the daemon's first children: in most jobs the first rank is the one that built, and
+/// has nobody to look for.
 pub fn find_at_once(step: &JobStep, mark: &Mark) -> Option<Namespaces> {
+    if step.rank.local_rank == Some(0) {
+        return None;
+    }
     let mut first = children_of(step.daemon, step.daemon)?;
     first.truncate(FIRST);
     Search::new(mark).visit(first, false)
@@ -157,8 +162,13 @@ impl Search<'_> {
 
 /// Children of every thread (orted forks from several); `None` where the kernel keeps no such list.
 fn children(pid: i32) -> Option<Vec<i32>> {
+    let tasks = format!("/proc/{pid}/task");
+    // A directory for each thread (fs/proc/base.c, proc_task_getattr): one thread needs no listing.
+    if std::fs::metadata(&tasks).is_ok_and(|m| m.nlink() == 3) {
+        return children_of(pid, pid);
+    }
     let mut found = None;
-    for task in std::fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten() {
+    for task in std::fs::read_dir(tasks).ok()?.flatten() {
         let Some(task) = task.file_name().to_str().and_then(|t| t.parse().ok()) else { continue };
         if let Some(pids) = children_of(pid, task) {
             found.get_or_insert_with(Vec::new).extend(pids);
@@ -183,8 +193,8 @@ fn mark_of(pid: i32) -> Option<Mark> {
     let view = View::open(Path::new(&format!("/proc/{pid}/root"))).ok()?;
     let dir = view.find(Path::new(MARK_DIRECTORY)).ok()??;
     let text = readlinkat(dir.fd()?, MARK_LINK).ok()?;
-    let (step, sandbox) = text.to_str()?.split_once('.')?;
-    Some(Mark { step: step.to_owned(), sandbox: sandbox.to_owned() })
+    let mut parts = text.to_str()?.split('.');
+    Some(Mark { step: parts.next()?.to_owned(), sandbox: parts.next()?.to_owned() })
 }
 
 /// Opens the namespaces of a process, through one handle on it: its number may be another's by now.

@@ -1,6 +1,7 @@
 //! From what is wanted to the steps that lead there. Looks, and changes nothing.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -262,27 +263,39 @@ impl Planner<'_> {
         let run = self.makes.remove(&Maker::Run).unwrap_or_default();
         for (maker, make) in std::mem::take(&mut self.makes) {
             let Maker::Relay(at) = maker else { continue };
-            let by = if writable { Relay::Writable } else { self.relay(&at, overlays())? };
-            steps.push(Step::Relay { at, by, make });
+            let (by, entries, directory) = match writable {
+                true => (Relay::Writable, Vec::new(), None),
+                false => self.relay(&at, overlays)?,
+            };
+            steps.push(Step::Relay { at, by, make, entries, directory });
         }
-        steps.push(Step::Tmpfs { at: self.run.clone(), why: table::RUN_WHY.to_owned(), make: run });
+        // As early as can be, that relays may share its memory: after those that would cover it.
+        let covers = |step: &Step| matches!(step, Step::Relay { at, .. } if self.run.starts_with(at));
+        let place = steps.iter().rposition(covers).map_or(0, |last| last + 1);
+        steps.insert(place, Step::Tmpfs { at: self.run.clone(), why: table::RUN_WHY.to_owned(), make: run });
         steps.append(&mut self.binds);
         Ok(Layout { steps, notes: self.notes })
     }
 
-    fn relay(&self, at: &Path, overlays: bool) -> Result<Relay> {
+    /// The means for a directory of the image, what is in it, and itself.
+    fn relay(
+        &self,
+        at: &Path,
+        overlays: fn() -> bool,
+    ) -> Result<(Relay, Vec<OsString>, Option<Rc<OwnedFd>>)> {
         let image = self.view.base();
         let Some(entry) = image.find(at).map_err(in_image(&self.image.given))? else {
-            return Ok(Relay::Tmpfs);
+            return Ok((Relay::Tmpfs, Vec::new(), None));
         };
-        let limit = match () {
-            () if !overlays => MANY_ENTRIES,
-            () if at == Path::new("/") => FEW_AT_THE_ROOT,
-            () => FEW_ENTRIES,
-        };
-        match entry.list(limit).map_err(in_image(&self.image.given))? {
-            (_, false) => Ok(Relay::Tmpfs),
-            (_, true) if overlays => Ok(Relay::Overlay),
+        let few = if at == Path::new("/") { FEW_AT_THE_ROOT } else { FEW_ENTRIES };
+        let list = |limit| entry.list(limit).map_err(in_image(&self.image.given));
+        match list(few)? {
+            (names, false) => return Ok((Relay::Tmpfs, names, entry.into_fd())),
+            (_, true) if overlays() => return Ok((Relay::Overlay, Vec::new(), None)),
+            (_, true) => {}
+        }
+        match list(MANY_ENTRIES)? {
+            (names, false) => Ok((Relay::Tmpfs, names, entry.into_fd())),
             (_, true) => Err(Error::new(
                 Code::DirectoryTooWide,
                 format!(
@@ -440,6 +453,6 @@ mod tests {
             std::fs::write(case.dir.path().join(format!("etc/{i}")), "").unwrap();
         }
         let layout = case.plan(&[], &[]).unwrap();
-        assert!(matches!(layout.steps[0], Step::Relay { by: Relay::Overlay, .. }));
+        assert!(matches!(layout.steps[1], Step::Relay { by: Relay::Overlay, .. }));
     }
 }

@@ -5,6 +5,7 @@ pub mod make;
 pub mod sources;
 pub mod table;
 
+use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -47,6 +48,12 @@ pub enum Step {
         by: Relay,
         /// What is made in it, in order.
         make: Vec<Make>,
+        /// What is in it already, for a relay that binds every entry.
+        #[serde(skip)]
+        entries: Vec<OsString>,
+        /// The directory itself.
+        #[serde(skip)]
+        directory: Option<Rc<OwnedFd>>,
     },
     /// An empty directory in memory.
     Tmpfs {

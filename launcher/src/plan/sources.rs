@@ -29,6 +29,9 @@ pub struct Facts<'a> {
     pub overlays: fn() -> bool,
 }
 
+/// Shown with /dev, but where it is a link.
+const SHM: &str = "/dev/shm";
+
 /// How seriously something is wanted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Weight {
@@ -70,6 +73,9 @@ pub struct Sources {
 fn wants(config: &Config, facts: &Facts) -> Result<Vec<Want>> {
     let mut wants = Vec::new();
     let mut same = |path: PathBuf, why: &str, weight: Weight| {
+        if wants.iter().any(|want: &Want| want.at == path) {
+            return;
+        }
         wants.push(Want { source: path.clone(), at: path, read_only: false, why: why.to_owned(), weight });
     };
     let row = |row: &table::Row| match row.need {
@@ -171,6 +177,9 @@ impl Sources {
     pub fn find(config: &Config, facts: &Facts) -> Result<Sources> {
         let mut sources = Sources::default();
         for want in wants(config, facts)? {
+            if want.source == Path::new(SHM) && std::fs::symlink_metadata(SHM).is_ok_and(|m| m.is_dir()) {
+                continue;
+            }
             let meta = match (std::fs::metadata(&want.source), &want.weight) {
                 (Ok(meta), _) => meta,
                 (Err(_), Weight::IfPossible) => continue,

@@ -4,6 +4,7 @@
 //! descriptor: a path that became a link meanwhile is refused, not followed.
 
 use std::cell::RefCell;
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -60,6 +61,15 @@ fn real(entry: Entry) -> Result<Rc<OwnedFd>> {
     })
 }
 
+/// The path under which a descriptor's object can be mounted on. A directory is entered and mounted on as
+/// `.`: every name in /proc/self/fd costs the kernel an entry there. A file's only name is that one.
+fn mount_point(fd: &OwnedFd) -> PathBuf {
+    match nix::unistd::fchdir(fd) {
+        Ok(()) => PathBuf::from("."),
+        Err(_) => path_of(fd),
+    }
+}
+
 /// A sandbox under construction, in its own mount namespace.
 pub struct Building {
     /// Where the image is attached.
@@ -72,20 +82,8 @@ pub struct Building {
     apart: bool,
     /// The root as last opened; forgotten when something else is mounted there.
     opened: RefCell<Option<View>>,
-    /// The tmpfs of everything that is laid out in memory.
-    memory: Memory,
-}
-
-/// One tmpfs serves all directories in memory: to mount and end another costs the kernel five times
-/// what a bind of one of its directories does.
-#[derive(Default)]
-struct Memory {
-    /// How many directories are still to be laid out.
-    expected: usize,
-    /// How many have been.
-    laid: usize,
-    /// Its root, if several share it.
-    root: Option<Rc<OwnedFd>>,
+    /// /run, in memory, once it is there.
+    run: Option<Rc<OwnedFd>>,
 }
 
 impl Building {
@@ -131,14 +129,7 @@ impl Building {
     }
 
     fn at(root: PathBuf) -> Building {
-        Building {
-            root,
-            staged: false,
-            base: None,
-            apart: false,
-            opened: RefCell::new(None),
-            memory: Memory::default(),
-        }
+        Building { root, staged: false, base: None, apart: false, opened: RefCell::new(None), run: None }
     }
 
     fn move_root(&mut self, root: PathBuf) {
@@ -219,8 +210,6 @@ impl Building {
         if steps.iter().any(stages) {
             sources.hold()?;
         }
-        let in_memory = |s: &&Step| matches!(s, Step::Tmpfs { .. } | Step::Relay { by: Relay::Tmpfs, .. });
-        self.memory.expected = steps.iter().filter(in_memory).count();
         let first_bind = steps.iter().position(|s| matches!(s, Step::Bind { .. }));
         for (i, step) in steps.iter().enumerate() {
             if Some(i) == first_bind && self.would_show(&sources) {
@@ -237,10 +226,18 @@ impl Building {
                     let extra = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
                     remount(&root, extra, "making the root read-only")?;
                 }
-                Step::Relay { at, by: Relay::Tmpfs, make } => {
-                    self.relay_by_tmpfs(at, make, &covered(&steps[i..]))?
+                Step::Relay { at, by: Relay::Tmpfs, make, entries, directory } => {
+                    relays += 1;
+                    let old = match directory {
+                        Some(directory) if !self.staged => Rc::clone(directory),
+                        _ => self.open(at)?,
+                    };
+                    let new = self.cover(at, relays)?;
+                    self.lay_out(at, &old, &new, entries, &covered(&steps[i..]))?;
+                    self.make_all(at, &new, make)?;
+                    remount(&new, MsFlags::MS_RDONLY, "closing a directory that was laid out anew")?;
                 }
-                Step::Relay { at, by: Relay::Overlay, make } => {
+                Step::Relay { at, by: Relay::Overlay, make, .. } => {
                     relays += 1;
                     self.relay_by_overlay(at, make, relays, privileged)?;
                 }
@@ -254,14 +251,8 @@ impl Building {
                         _ => self.open(at)?,
                     };
                     let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
-                    // A directory is mounted on as `.`: every name in /proc/self/fd costs the kernel an
-                    // entry there. A file's only name is that one.
                     let point = match directory {
-                        true => {
-                            nix::unistd::fchdir(&target)
-                                .map_err(|e| Error::step(format_args!("entering {}", at.display()), e))?;
-                            PathBuf::from(".")
-                        }
+                        true => mount_point(&target),
                         false => path_of(&target),
                     };
                     let held = sources.held(*handle).map(path_of);
@@ -334,79 +325,70 @@ impl Building {
         Ok(())
     }
 
-    /// Covers a directory with an empty one in memory; answers that.
-    fn cover(&mut self, at: &Path) -> Result<Rc<OwnedFd>> {
+    /// Covers a directory with an empty one in memory; answers that. One of /run's tmpfs, if that is there:
+    /// to mount and end another tmpfs costs the kernel five times what a bind does.
+    fn cover(&mut self, at: &Path, number: usize) -> Result<Rc<OwnedFd>> {
         let what = format!("laying out {} in memory", at.display());
         let failed = |e: Errno| Error::step(&what, e);
-        let root = match self.memory.root.take() {
-            Some(root) => root,
-            None => {
-                let kind = Some("tmpfs");
-                let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-                let name = Some(Path::new("hpc-launch"));
-                let root = self.mount_over(at, |over| {
-                    mount(name, over, kind, flags, Some(TMPFS_OPTIONS)).map_err(failed)
-                })?;
-                if self.memory.expected == 1 {
-                    return Ok(root);
-                }
-                root
-            }
-        };
-        let name = PathBuf::from(self.memory.laid.to_string());
-        self.memory.laid += 1;
-        make_at(&root, &name, true).map_err(failed)?;
-        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let part = openat(&*root, &name, flags, Mode::empty()).map_err(failed)?;
-        self.memory.root = Some(root);
-        self.mount_over(at, |over| {
-            mount(Some(&path_of(&part)), over, none(), MsFlags::MS_BIND, none()).map_err(failed)
-        })
+        let Some(run) = self.run.clone() else { return self.tmpfs_over(at) };
+        let part = own_directory().join(format!("relay.{number}"));
+        make_at(&run, &part, true).map_err(failed)?;
+        // Held while it is named by its descriptor.
+        let covered = self.open(at)?;
+        let over = if at == Path::new("/") { self.root.clone() } else { path_of(&covered) };
+        nix::unistd::fchdir(&run).map_err(failed)?;
+        mount(Some(&part), &over, none(), MsFlags::MS_BIND, none()).map_err(failed)?;
+        self.again(at)
     }
 
-    /// Has something mounted over a directory of the new root; answers what is there then.
-    fn mount_over(&mut self, at: &Path, mount: impl FnOnce(&Path) -> Result<()>) -> Result<Rc<OwnedFd>> {
+    fn tmpfs_over(&mut self, at: &Path) -> Result<Rc<OwnedFd>> {
+        let over = if at == Path::new("/") { self.root.clone() } else { mount_point(&*self.open(at)?) };
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+        let name = Some(Path::new("hpc-launch"));
+        mount(name, &over, Some("tmpfs"), flags, Some(TMPFS_OPTIONS))
+            .map_err(|e| Error::step(format_args!("mounting a tmpfs ({})", at.display()), e))?;
+        self.again(at)
+    }
+
+    /// Opens a directory on which something was mounted.
+    fn again(&mut self, at: &Path) -> Result<Rc<OwnedFd>> {
         if at == Path::new("/") {
-            mount(&self.root)?;
             self.move_root(self.root.clone());
-        } else {
-            let over = self.open(at)?;
-            mount(&path_of(&over))?;
         }
         self.open(at)
     }
 
-    /// Every entry of the directory is bound into one in memory over it; links are copied.
-    fn relay_by_tmpfs(&mut self, at: &Path, make: &[Make], covered: &[&Path]) -> Result<()> {
-        let old = self.entry(at)?;
-        let (names, _) = old.list(usize::MAX).map_err(|e| {
-            Error::step(format_args!("listing {}", at.display()), std::io::Error::other(e.to_string()))
-        })?;
-        let old = real(old)?;
-        let new = self.cover(at)?;
-        for name in names {
+    /// Every entry of the old directory is bound into the new one; links are copied.
+    fn lay_out(
+        &self,
+        at: &Path,
+        old: &OwnedFd,
+        new: &OwnedFd,
+        entries: &[OsString],
+        covered: &[&Path],
+    ) -> Result<()> {
+        for name in entries {
             let failed =
-                |e: Errno| Error::step(format_args!("laying out {} anew", at.join(&name).display()), e);
+                |e: Errno| Error::step(format_args!("laying out {} anew", at.join(name).display()), e);
             // The entry itself, whatever it was when it was listed: a link is never followed here.
             let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-            let source = openat(&*old, name.as_os_str(), flags, Mode::empty()).map_err(failed)?;
+            let source = openat(old, name.as_os_str(), flags, Mode::empty()).map_err(failed)?;
             let kind =
                 SFlag::from_bits_truncate(fstat(&source).map_err(failed)?.st_mode & SFlag::S_IFMT.bits());
             if kind == SFlag::S_IFLNK {
                 let target = readlinkat(&source, "").map_err(failed)?;
-                symlinkat(target.as_os_str(), &new, name.as_os_str()).map_err(failed)?;
+                symlinkat(target.as_os_str(), new, name.as_os_str()).map_err(failed)?;
                 continue;
             }
-            make_at(&new, Path::new(&name), kind == SFlag::S_IFDIR).map_err(failed)?;
-            if covered.contains(&at.join(&name).as_path()) {
+            make_at(new, Path::new(name), kind == SFlag::S_IFDIR).map_err(failed)?;
+            if covered.contains(&at.join(name).as_path()) {
                 continue;
             }
-            let point = path_of(&new).join(&name);
+            let point = path_of(new).join(name);
             let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
             mount(Some(&path_of(&source)), &point, none(), flags, none()).map_err(failed)?;
         }
-        self.make_all(at, &new, make)?;
-        remount(&new, MsFlags::MS_RDONLY, "closing a directory that was laid out anew")
+        Ok(())
     }
 
     /// A skeleton of what is missing, merged over the directory.
@@ -434,15 +416,15 @@ impl Building {
         Ok(())
     }
 
+    /// /run, with a directory of our own in it.
     fn tmpfs(&mut self, at: &Path, make: &[Make], mark: Option<&str>) -> Result<()> {
-        let run = self.cover(at)?;
+        let run = self.tmpfs_over(at)?;
         self.make_all(at, &run, make)?;
-        if let Some(mark) = mark {
-            let name = Path::new(MARK_DIRECTORY.rsplit('/').next().unwrap_or_default());
-            make_at(&run, name, true)
-                .and_then(|()| symlinkat(mark, &run, &name.join(MARK_LINK)))
-                .map_err(|e| Error::step("marking the sandbox", e))?;
-        }
+        let own = own_directory();
+        let marked = make_at(&run, own, true)
+            .and_then(|()| mark.map_or(Ok(()), |mark| symlinkat(mark, &run, &own.join(MARK_LINK))));
+        marked.map_err(|e| Error::step("marking the sandbox", e))?;
+        self.run = Some(run);
         Ok(())
     }
 
@@ -499,6 +481,11 @@ impl Building {
         chroot(".").map_err(|e| Error::step("chroot", e))?;
         chdir("/").map_err(|e| Error::step("entering the new root", e))
     }
+}
+
+/// [`MARK_DIRECTORY`] within /run.
+fn own_directory() -> &'static Path {
+    Path::new(MARK_DIRECTORY.rsplit('/').next().unwrap_or_default())
 }
 
 /// What is to be made in a root that takes writes in memory.
@@ -563,7 +550,7 @@ fn remount(fd: &OwnedFd, add: MsFlags, what: &str) -> Result<()> {
             flags |= keep;
         }
     }
-    do_mount(what, none(), &path_of(fd), None, flags, None)
+    mount(none(), &mount_point(fd), none(), flags, none()).map_err(|e| Error::step(what, e))
 }
 
 fn mkdir(path: &Path) -> Result<()> {
@@ -618,14 +605,17 @@ pub mod notes {
         }
     }
 
-    /// Makes an empty note; a sandbox works without.
-    pub fn make(name: &str) {
-        let _ = File::create_new(Path::new(MARK_DIRECTORY).join(name));
+    /// Notes that a program may run here; a sandbox works without.
+    pub fn judged(digest: &str) {
+        let _ = File::create_new(Path::new(MARK_DIRECTORY).join(digest));
     }
 
-    /// Whether there is such a note.
-    pub fn exists(name: &str) -> bool {
-        nix::unistd::access(&Path::new(MARK_DIRECTORY).join(name), nix::unistd::AccessFlags::F_OK).is_ok()
+    /// Whether a program was judged before: the builder's stands behind the mark, others have notes.
+    pub fn is_judged(digest: &str) -> bool {
+        let directory = Path::new(MARK_DIRECTORY);
+        let mark = std::fs::read_link(directory.join(MARK_LINK)).unwrap_or_default();
+        mark.to_str().is_some_and(|mark| mark.rsplit('.').next() == Some(digest))
+            || nix::unistd::access(&directory.join(digest), nix::unistd::AccessFlags::F_OK).is_ok()
     }
 
     /// Reads a note.
