@@ -38,6 +38,8 @@ enum Task {
         #[arg(long, value_name = "FILTER", num_args = 0..=1, default_missing_value = "", conflicts_with = "unit")]
         e2e: Option<String>,
     },
+    /// Run the end-to-end tests in full: every pair, hundreds of jobs, hundreds of killed ranks
+    Stress,
     /// Check formatting and lints
     Check,
     /// Make test images as directories target/images/NAME
@@ -64,6 +66,7 @@ fn main() -> ExitCode {
         Task::Test { unit: true, .. } => test::test(&layout, &test::Scope::Unit),
         Task::Test { e2e: Some(filter), .. } => test::test(&layout, &test::Scope::EndToEnd(filter)),
         Task::Test { .. } => test::test(&layout, &test::Scope::All),
+        Task::Stress => test::test(&layout, &test::Scope::Stress),
         Task::Check => test::test(&layout, &test::Scope::Check),
         Task::Images { names, squashfs } => images::make(&layout, &names, squashfs),
         Task::Setup { set } => setup::install(&layout, set),

@@ -100,8 +100,9 @@ impl Recipe {
         let mut packages = vec!["base-files", "base-passwd", "libc-bin", "bash", "coreutils", "dash"];
         packages.extend(["grep", "procps", "sed", "libgfortran5", "libstdc++6"]);
         match mpi {
-            // openmpi-common: the texts of its error messages and its default parameters.
-            Mpi::OpenMpi => packages.extend([self.suite.openmpi, "openmpi-common"]),
+            // openmpi-bin: its error messages' texts and Debian's parameters, without which it prefers
+            // libfabric's TCP to shared memory.
+            Mpi::OpenMpi => packages.extend([self.suite.openmpi, "openmpi-bin"]),
             Mpi::Mpich => packages.push("libmpich12"),
         }
         packages.extend(self.suite.placeholders());

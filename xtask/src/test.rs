@@ -22,6 +22,8 @@ pub enum Scope {
     Unit,
     /// Only the end-to-end tests whose name contains this.
     EndToEnd(String),
+    /// Only the end-to-end tests, with the sweeps of which the others are samples.
+    Stress,
     /// All there is.
     All,
 }
@@ -42,13 +44,13 @@ pub fn test(layout: &Layout, scope: &Scope) -> Result<()> {
 fn run_phases(layout: &Layout, scope: &Scope, phases: &mut Phases) -> Result<()> {
     let end_to_end = match scope {
         Scope::EndToEnd(filter) => Some(filter.as_str()),
-        Scope::All => Some(""),
+        Scope::All | Scope::Stress => Some(""),
         Scope::Check | Scope::Unit => None,
     };
     if end_to_end.is_some() {
         phases.needed("packages", || setup::install(layout, Set::Test))?;
     }
-    if !matches!(scope, Scope::EndToEnd(_)) {
+    if !matches!(scope, Scope::EndToEnd(_) | Scope::Stress) {
         phases.judged("formatting", || formatting(layout));
         phases.judged("lints", || lints(layout));
     }
@@ -80,6 +82,9 @@ fn run_phases(layout: &Layout, scope: &Scope, phases: &mut Phases) -> Result<()>
         }
         if let Some(ring) = &ring {
             command.env("HPC_LAUNCH_RUST_RING", ring);
+        }
+        if *scope == Scope::Stress {
+            command.env("HPC_LAUNCH_FULL", "1");
         }
         if !filter.is_empty() {
             command.args(["--", filter]);
