@@ -21,8 +21,10 @@ use crate::job::{JobStep, Mark, digest};
 use crate::plan::make::layout;
 use crate::plan::sources::{self, Facts, Sources};
 use crate::plan::{MpiVerdict, Plan, Step, VERSION, environment};
-use crate::sandbox::build::{self, Building, notes};
+use crate::sandbox::build::Building;
+use crate::sandbox::calls::user_overlays;
 use crate::sandbox::namespace;
+use crate::sandbox::notes;
 use crate::sandbox::squashfs::{self, How};
 use crate::verdict;
 
@@ -203,7 +205,7 @@ impl Request {
             cwd: myself.cwd.clone(),
             environ: &self.environ,
             rank: self.job.as_ref().map(|job| &job.rank),
-            overlays: if entered.in_user_namespace { build::user_overlays } else { || true },
+            overlays: if entered.in_user_namespace { user_overlays } else { || true },
         };
         let mut sources = Sources::find(&self.config, &facts)?;
         if image.kind == Kind::Squashfs || sources.lie_in(image) {

@@ -1,6 +1,7 @@
 //! What of the host a sandbox shows: the tables' rows, the job's directories, and what was asked for.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
+use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -137,10 +138,18 @@ fn of_slurm(facts: &Facts) -> Option<(PathBuf, String)> {
     let node = facts.environ.get("SLURMD_NODENAME").unwrap_or_else(|| host.clone());
     slurm::SETTINGS.iter().find_map(|(name, key)| {
         let file = Path::new(conf).with_file_name(name);
-        let text = std::fs::read_to_string(&file).ok()?;
+        let text = read_bounded(&file)?;
         let path = PathBuf::from(slurm::directory(&text, key, &node, &host)?);
         path.is_absolute().then(|| (path, format!("{key} in {}", file.display())))
     })
+}
+
+/// A regular file, up to more than any configuration has.
+fn read_bounded(path: &Path) -> Option<String> {
+    let file = std::fs::metadata(path).ok().filter(Metadata::is_file).and_then(|_| File::open(path).ok())?;
+    let mut text = String::new();
+    file.take(1 << 20).read_to_string(&mut text).ok()?;
+    Some(text)
 }
 
 /// `SRC[:DST[:ro]]`.

@@ -6,8 +6,7 @@
 use std::cell::RefCell;
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::Write;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -16,10 +15,12 @@ use abi_probe::rootfs::{Entry, View};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat, readlinkat};
 use nix::mount::{MsFlags, mount};
-use nix::sys::stat::{Mode, SFlag, fstat, mkdirat};
-use nix::sys::statvfs::{FsFlags, fstatvfs};
-use nix::unistd::{UnlinkatFlags, chdir, chroot, symlinkat};
+use nix::sys::stat::{Mode, SFlag, fstat};
+use nix::unistd::{chdir, chroot, symlinkat};
 
+use super::calls::{
+    do_mount, make_at, make_file, mkdir, mount_point, none, path_of, remount, unescape, user_xattr,
+};
 use super::squashfs::{self, How, Server};
 use crate::error::{Error, Result};
 use crate::image::{Image, Kind as ImageKind};
@@ -32,42 +33,12 @@ const STAGE: &str = "/tmp";
 /// For skeletons, notes and what programs may keep in /run.
 const TMPFS_OPTIONS: &str = "mode=0755,size=16m,nr_inodes=16384";
 
-fn none() -> Option<&'static Path> {
-    None
-}
-
-fn do_mount(
-    what: &str,
-    source: Option<&Path>,
-    target: &Path,
-    kind: Option<&str>,
-    flags: MsFlags,
-    data: Option<&str>,
-) -> Result<()> {
-    mount(source, target, kind, flags, data)
-        .map_err(|e| Error::step(format_args!("{what} ({})", target.display()), e))
-}
-
-/// The path under which a descriptor's object can be mounted or mounted on.
-fn path_of(fd: &OwnedFd) -> PathBuf {
-    PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
-}
-
 fn real(entry: Entry) -> Result<Rc<OwnedFd>> {
     let path = entry.path.clone();
     entry.into_fd().ok_or_else(|| {
         let why = std::io::Error::other("it is not real");
         Error::step(format_args!("opening {} of the sandbox", path.display()), why)
     })
-}
-
-/// The path under which a descriptor's object can be mounted on. A directory is entered and mounted on as
-/// `.`: every name in /proc/self/fd costs the kernel an entry there. A file's only name is that one.
-fn mount_point(fd: &OwnedFd) -> PathBuf {
-    match nix::unistd::fchdir(fd) {
-        Ok(()) => PathBuf::from("."),
-        Err(_) => path_of(fd),
-    }
 }
 
 /// A sandbox under construction, in its own mount namespace.
@@ -525,125 +496,4 @@ fn covered(steps: &[Step]) -> Vec<&Path> {
             _ => None,
         })
         .collect()
-}
-
-/// Overlays in a user namespace keep their attributes where users may (Linux 5.11).
-fn user_xattr(privileged: bool) -> &'static str {
-    if privileged { "" } else { ",userxattr" }
-}
-
-/// Adds flags to a mount and keeps those that it has: the kernel refuses to drop nosuid, nodev, noexec
-/// or the atime mode of a mount that came from outside the user namespace.
-fn remount(fd: &OwnedFd, add: MsFlags, what: &str) -> Result<()> {
-    let stat = fstatvfs(fd).map_err(|e| Error::step(what, e))?.flags();
-    let mut flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | add;
-    for (has, keep) in [
-        (FsFlags::ST_RDONLY, MsFlags::MS_RDONLY),
-        (FsFlags::ST_NOSUID, MsFlags::MS_NOSUID),
-        (FsFlags::ST_NODEV, MsFlags::MS_NODEV),
-        (FsFlags::ST_NOEXEC, MsFlags::MS_NOEXEC),
-        (FsFlags::ST_NOATIME, MsFlags::MS_NOATIME),
-        (FsFlags::ST_NODIRATIME, MsFlags::MS_NODIRATIME),
-        (FsFlags::ST_RELATIME, MsFlags::MS_RELATIME),
-    ] {
-        if stat.contains(has) {
-            flags |= keep;
-        }
-    }
-    mount(none(), &mount_point(fd), none(), flags, none()).map_err(|e| Error::step(what, e))
-}
-
-fn mkdir(path: &Path) -> Result<()> {
-    std::fs::create_dir(path).map_err(|e| Error::step(format_args!("making {}", path.display()), e))
-}
-
-fn make_file(path: &Path) -> Result<()> {
-    File::create(path).map(drop).map_err(|e| Error::step(format_args!("making {}", path.display()), e))
-}
-
-fn make_at(directory: &OwnedFd, name: &Path, is_directory: bool) -> nix::Result<()> {
-    if is_directory {
-        return mkdirat(directory, name, Mode::from_bits_truncate(0o755));
-    }
-    let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
-    openat(directory, name, flags, Mode::from_bits_truncate(0o644)).map(drop)
-}
-
-/// mountinfo writes blanks and backslashes in octal (proc(5)).
-fn unescape(text: &str) -> PathBuf {
-    let mut out = String::new();
-    let mut rest = text;
-    while let Some(at) = rest.find('\\') {
-        out.push_str(&rest[..at]);
-        match rest.get(at + 1..at + 4).and_then(|o| u8::from_str_radix(o, 8).ok()) {
-            Some(byte) => out.push(char::from(byte)),
-            None => out.push('\\'),
-        }
-        rest = rest.get(at + 4..).unwrap_or_default();
-    }
-    out.push_str(rest);
-    PathBuf::from(out)
-}
-
-/// Notes of the sandbox about itself, in memory, gone with its last rank: what the first rank found out
-/// the others need not find out again.
-pub mod notes {
-    use super::*;
-
-    /// Writes a note; a sandbox works without.
-    pub fn write(name: &str, text: &[u8]) {
-        let path = Path::new(MARK_DIRECTORY).join(name);
-        let unfinished = Path::new(MARK_DIRECTORY).join(format!("{name}.{}", std::process::id()));
-        let written = File::options()
-            .write(true)
-            .create_new(true)
-            .custom_flags(libc::O_NOFOLLOW)
-            .open(&unfinished)
-            .and_then(|mut f| f.write_all(text));
-        if written.and_then(|()| std::fs::rename(&unfinished, &path)).is_err() {
-            let _ = nix::unistd::unlinkat(nix::fcntl::AT_FDCWD, &unfinished, UnlinkatFlags::NoRemoveDir);
-        }
-    }
-
-    /// Notes that a program may run here; a sandbox works without.
-    pub fn judged(digest: &str) {
-        let _ = File::create_new(Path::new(MARK_DIRECTORY).join(digest));
-    }
-
-    /// Whether a program was judged before: the builder's stands behind the mark, others have notes.
-    pub fn is_judged(digest: &str) -> bool {
-        let directory = Path::new(MARK_DIRECTORY);
-        let mark = std::fs::read_link(directory.join(MARK_LINK)).unwrap_or_default();
-        mark.to_str().is_some_and(|mark| mark.rsplit('.').next() == Some(digest))
-            || nix::unistd::access(&directory.join(digest), nix::unistd::AccessFlags::F_OK).is_ok()
-    }
-
-    /// Reads a note.
-    pub fn read(name: &str) -> Option<Vec<u8>> {
-        let meta = std::fs::metadata(Path::new(MARK_DIRECTORY).join(name)).ok()?;
-        if meta.len() > 1 << 20 {
-            return None;
-        }
-        std::fs::read(Path::new(MARK_DIRECTORY).join(name)).ok()
-    }
-}
-
-/// Whether overlays can be mounted in a user namespace: since Linux 5.11.
-pub fn user_overlays() -> bool {
-    let release =
-        nix::sys::utsname::uname().map(|u| u.release().to_string_lossy().into_owned()).unwrap_or_default();
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).filter_map(|n| n.parse::<u32>().ok());
-    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-    version >= (5, 11)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn mountinfo_escapes() {
-        assert_eq!(unescape(r"/a\040b\134c"), Path::new("/a b\\c"));
-        assert_eq!(unescape(r"/plain"), Path::new("/plain"));
-    }
 }

@@ -2,6 +2,8 @@
 //! inside namespaces of its own.
 
 pub mod build;
+pub mod calls;
 pub mod loopdev;
 pub mod namespace;
+pub mod notes;
 pub mod squashfs;
