@@ -255,6 +255,39 @@ fn an_image_without_any_mount_point_works_untouched() {
     assert_same(&before, &record(image.beside()), "missing mount points");
 }
 
+/// Mount points are reached by descriptor: an image's owner may have closed its directories to others.
+#[test]
+fn directories_that_the_user_may_not_enter_are_mounted_on() {
+    let image = Throwaway::new();
+    for name in ["run", "tmp", "dev"] {
+        image.mode(name, 0o700);
+    }
+    for who in everyone() {
+        let script = "test -d /run/hpc-launch && test -w /tmp && test -c /dev/null && echo all there";
+        let outcome = shell(*who, &image, &["--bind", "/etc:/mnt/etc"], script).run();
+        outcome.prints("all there");
+    }
+}
+
+/// A program of several names looks at the one by which it was started; a script sees it as $0.
+#[test]
+fn programs_are_executed_by_the_name_that_was_found() {
+    let image = Throwaway::new();
+    image
+        .directory("opt")
+        .program("opt/real.sh", "#!/bin/sh\nread comm </proc/self/comm; echo \"$0 $comm\"\n");
+    image.link("/opt/real.sh", "bin/alias");
+    for who in everyone() {
+        let root = image.root();
+        for (command, said) in [("alias", "/bin/alias alias"), ("/bin/alias", "/bin/alias alias")] {
+            let outcome = Run::launch(*who, ["--env", "PATH=/bin", text(&root), command]).run();
+            outcome.prints(said);
+        }
+        let relative = Run::launch(*who, ["--workdir", "/opt", text(&root), "./real.sh"]).run();
+        relative.prints("./real.sh real.sh");
+    }
+}
+
 #[test]
 fn variables_are_set_removed_and_kept() {
     let image = Throwaway::new();

@@ -304,26 +304,21 @@ impl Building {
         let Some(run) = self.run.clone() else { return self.tmpfs_over(at) };
         let part = own_directory().join(format!("relay.{number}"));
         make_at(&run, &part, true).map_err(failed)?;
-        // Held while it is named by its descriptor.
-        let covered = self.open(at)?;
-        let over = if at == Path::new("/") { self.root.clone() } else { path_of(&covered) };
+        let over = self.open(at)?;
         nix::unistd::fchdir(&run).map_err(failed)?;
-        mount(Some(&part), &over, none(), MsFlags::MS_BIND, none()).map_err(failed)?;
-        self.again(at)
+        mount(Some(&part), &path_of(&over), none(), MsFlags::MS_BIND, none()).map_err(failed)?;
+        self.open(at)
     }
 
     fn tmpfs_over(&mut self, at: &Path) -> Result<Rc<OwnedFd>> {
-        let over = if at == Path::new("/") { self.root.clone() } else { mount_point(&*self.open(at)?) };
+        let is_root = at == Path::new("/");
+        let over = self.open(at)?;
+        let point = if is_root { self.root.clone() } else { mount_point(&over) };
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
         let name = Some(Path::new("hpc-launch"));
-        mount(name, &over, Some("tmpfs"), flags, Some(TMPFS_OPTIONS))
+        mount(name, &point, Some("tmpfs"), flags, Some(TMPFS_OPTIONS))
             .map_err(|e| Error::step(format_args!("mounting a tmpfs ({})", at.display()), e))?;
-        self.again(at)
-    }
-
-    /// Opens a directory on which something was mounted.
-    fn again(&mut self, at: &Path) -> Result<Rc<OwnedFd>> {
-        if at == Path::new("/") {
+        if is_root {
             self.move_root(self.root.clone());
         }
         self.open(at)
