@@ -3,6 +3,7 @@
 
 mod cli;
 mod config;
+mod detached;
 mod environ;
 mod error;
 mod image;
@@ -13,6 +14,7 @@ mod report;
 mod sandbox;
 mod verdict;
 
+use std::ffi::OsString;
 use std::io::Write;
 
 use clap::Parser;
@@ -24,25 +26,40 @@ use crate::error::{Code, EXIT_REFUSED, Error, Result};
 use crate::job::{JobStep, once};
 use crate::rank::Request;
 
+/// musl's own asks the kernel for every few objects.
+#[global_allocator]
+static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
+
 /// The C library's entry. Rust's own would ignore SIGPIPE, which the program would then inherit through
 /// exec, and would spend a tenth of a joining rank's time on a stack guard that nothing here needs.
+///
+/// # Safety
+/// Called once, by the C library, with the program's arguments.
 #[cfg(not(test))]
 #[allow(unsafe_code)]
-// SAFETY: no other symbol of that name is linked; the signature is C's, the arguments are not touched.
+// SAFETY: no other symbol of that name is linked, and the signature is C's.
 #[unsafe(no_mangle)]
-pub extern "C" fn main(_argc: i32, _argv: *const *const u8) -> i32 {
-    i32::from(start())
+pub unsafe extern "C" fn main(argc: i32, argv: *const *const std::ffi::c_char) -> i32 {
+    // Rust's own list is empty without Rust's entry, but for glibc, which hands it to initialisers.
+    let arguments = (0..usize::try_from(argc).unwrap_or(0)).map(|i| {
+        // SAFETY: C's main has `argc` pointers at `argv`, each to a string that lives as long as we do.
+        let argument = unsafe { std::ffi::CStr::from_ptr(*argv.add(i)) };
+        std::os::unix::ffi::OsStringExt::from_vec(argument.to_bytes().to_vec())
+    });
+    i32::from(start(arguments.collect()))
 }
 
 /// Never run: the test harness has an entry of its own. It tells the compiler what is in use.
 #[cfg(test)]
 fn main() -> std::process::ExitCode {
-    start().into()
+    start(std::env::args_os().collect()).into()
 }
 
 /// Everything; answers the exit status.
-fn start() -> u8 {
-    let cli = match Cli::of_plain_call(std::env::args_os()).map_or_else(Cli::try_parse, Ok) {
+fn start(arguments: Vec<OsString>) -> u8 {
+    let cli = match Cli::of_plain_call(arguments.iter().cloned())
+        .map_or_else(|| Cli::try_parse_from(&arguments), Ok)
+    {
         Ok(cli) => cli,
         Err(e) => {
             let asked = !e.use_stderr();

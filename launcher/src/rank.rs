@@ -15,6 +15,7 @@ use crate::environ::Environ;
 use crate::error::{Code, Error, Result, in_image};
 use crate::image::environment::ImageEnvironment;
 use crate::image::{Image, Kind};
+use crate::job::keeper;
 use crate::job::meeting::{Lock, Meeting, meet};
 use crate::job::siblings::{self, Found};
 use crate::job::{JobStep, Mark, digest};
@@ -24,7 +25,7 @@ use crate::plan::{MpiVerdict, Plan, Step, VERSION, environment};
 use crate::sandbox::build::Building;
 use crate::sandbox::calls::user_overlays;
 use crate::sandbox::namespace;
-use crate::sandbox::notes;
+use crate::sandbox::notes::{self, Builders};
 use crate::sandbox::squashfs::{self, How};
 use crate::verdict;
 
@@ -67,8 +68,8 @@ impl Myself {
 enum Inside {
     /// Built by this rank, which has everything that the exec needs.
     Built(Ready),
-    /// Joined; this is the image's environment.
-    Joined(ImageEnvironment),
+    /// Joined; this is the image's environment, and the digest of the builder's program.
+    Joined(ImageEnvironment, String),
 }
 
 /// What the exec needs.
@@ -109,7 +110,9 @@ impl Request {
     /// One sandbox per node: join it, or build it while the others wait.
     fn shared(&self, image: &Image, myself: &Myself, job: &JobStep, mark: &Mark) -> Result<Inside> {
         loop {
-            if let Some(namespaces) = siblings::find_at_once(job, mark) {
+            let first = job.rank.local_rank == Some(0);
+            let kept = || if first { None } else { keeper::find(mark) };
+            if let Some(namespaces) = siblings::find_at_once(job, mark).or_else(kept) {
                 return self.join(image, &namespaces);
             }
             match meet(&mark.step, myself.uid)? {
@@ -130,8 +133,16 @@ impl Request {
                         return self.build(image, myself, entered, Some((mark, &lock)));
                     }
                     Found::None => {
+                        if let Some(namespaces) = kept() {
+                            drop(lock);
+                            return self.join(image, &namespaces);
+                        }
                         let entered = Entered::new(myself, None)?;
-                        return self.build(image, myself, entered, Some((mark, &lock)));
+                        let inside = self.build(image, myself, entered, Some((mark, &lock)))?;
+                        if siblings::some_have_ended(job) {
+                            keeper::leave(job, mark);
+                        }
+                        return Ok(inside);
                     }
                 },
             }
@@ -145,14 +156,19 @@ impl Request {
 
     fn joined(&self, image: &Image) -> Result<Inside> {
         nix::sys::prctl::set_no_new_privs().map_err(|e| Error::step("prctl(PR_SET_NO_NEW_PRIVS)", e))?;
-        let environment = match notes::read(ENVIRONMENT_NOTE).and_then(|n| serde_json::from_slice(&n).ok()) {
+        let builders = Builders::read();
+        let noted = match &builders {
+            Some(Builders { environment: false, .. }) => Some(ImageEnvironment::default()),
+            _ => notes::read(ENVIRONMENT_NOTE).and_then(|n| serde_json::from_slice(&n).ok()),
+        };
+        let environment = match noted {
             Some(environment) => environment,
             None => {
                 let view = View::open(Path::new("/")).map_err(in_image(&image.given))?;
                 ImageEnvironment::read(image, &view)?
             }
         };
-        Ok(Inside::Joined(environment))
+        Ok(Inside::Joined(environment, builders.unwrap_or_default().program))
     }
 
     /// Plans and builds; on return this process is inside.
@@ -166,10 +182,15 @@ impl Request {
         let mark = meeting.map(|(mark, _)| mark);
         let Drafted { plan, sources, building, environment, environ, program } =
             self.draft(image, myself, &entered, mark)?;
-        let text = mark.map(|mark| format!("{}.{}", mark.text(), program_digest(program, &environ)));
+        let has_environment = environment != ImageEnvironment::default();
+        let text = mark.map(|mark| {
+            let builders =
+                Builders { program: program_digest(program, &environ), environment: has_environment };
+            format!("{}.{}", mark.text(), builders.text())
+        });
         building.carry_out(&plan.steps, sources, text.as_deref(), !entered.in_user_namespace)?;
         if let Some((mark, lock)) = meeting {
-            if environment != ImageEnvironment::default() {
+            if has_environment {
                 write_note(ENVIRONMENT_NOTE, &environment);
             }
             lock.hand_over(&mark.text(), namespace::own)?;
@@ -298,9 +319,9 @@ impl Request {
     fn execute(&self, image: &Image, myself: &Myself, inside: Inside) -> Result<std::convert::Infallible> {
         let Ready { workdir, program, environ } = match inside {
             Inside::Built(ready) => ready,
-            Inside::Joined(environment) => match self.ready_at_once(myself, &environment) {
+            Inside::Joined(environment, judged) => match self.ready_at_once(myself, &environment, &judged) {
                 Some(ready) => ready,
-                None => self.ready(image, myself, &environment)?,
+                None => self.ready(image, myself, &environment, &judged)?,
             },
         };
         nix::unistd::chdir(&workdir)
@@ -309,7 +330,7 @@ impl Request {
     }
 
     /// For a rank that joined and does what the first rank did: same directory, a program that was judged.
-    fn ready_at_once(&self, myself: &Myself, image: &ImageEnvironment) -> Option<Ready> {
+    fn ready_at_once(&self, myself: &Myself, image: &ImageEnvironment, judged: &str) -> Option<Ready> {
         let workdir = match &self.config.workdir.value {
             Some(_) => return None,
             None => myself.cwd.clone()?,
@@ -326,22 +347,25 @@ impl Request {
             }
         };
         let meta = std::fs::metadata(&program).ok()?;
-        notes::is_judged(&program_digest((meta.dev(), meta.ino()), &environ)).then_some(Ready {
-            workdir,
-            program,
-            environ,
-        })
+        let digest = program_digest((meta.dev(), meta.ino()), &environ);
+        (digest == judged || notes::is_judged(&digest)).then_some(Ready { workdir, program, environ })
     }
 
     /// For a rank that joined, with every check.
-    fn ready(&self, image: &Image, myself: &Myself, environment: &ImageEnvironment) -> Result<Ready> {
+    fn ready(
+        &self,
+        image: &Image,
+        myself: &Myself,
+        environment: &ImageEnvironment,
+        judged: &str,
+    ) -> Result<Ready> {
         let view = View::open(Path::new("/")).map_err(in_image(&image.given))?;
         let (workdir, _) = self.workdir(&view, myself, environment)?;
         let (environ, _) = environment::make(&self.environ, environment, &self.config, &workdir);
         let command = self.command.first().map(OsString::as_os_str).unwrap_or_default();
         let (path, program) = verdict::find_program(&view, command, &workdir, &environ)?;
         let digest = program_digest(program.id, &environ);
-        if !notes::is_judged(&digest) {
+        if digest != judged && !notes::is_judged(&digest) {
             verdict::judge(&view, &program, &environ, self.job.as_ref(), self.config.mpi.value)?;
             notes::judged(&digest);
         }

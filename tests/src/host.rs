@@ -81,8 +81,10 @@ pub fn launcher() -> &'static Path {
     FOUND.get_or_init(|| {
         let path = env::var_os("HPC_LAUNCH_BIN").map_or_else(
             || {
-                let triple = format!("{}-unknown-linux-gnu", env::consts::ARCH);
-                repository().join("target").join(triple).join("release/hpc-launch")
+                let built =
+                    |libc| format!("target/{}-unknown-linux-{libc}/release/hpc-launch", env::consts::ARCH);
+                let [musl, gnu] = ["musl", "gnu"].map(|libc| repository().join(built(libc)));
+                if musl.is_file() { musl } else { gnu }
             },
             PathBuf::from,
         );

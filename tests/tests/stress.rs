@@ -1,5 +1,6 @@
 //! Many jobs of many ranks, some of which die at the worst moment: no failure, nothing left behind.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -200,6 +201,32 @@ fn one_sandbox_for_a_job() {
                     .args([image, "/bin/sh", "-c", &program]);
                 same(&run.run().good(), 7);
             }
+        }
+    }
+}
+
+/// Each rank has ended before the next one starts: they share a sandbox all the same, for as long as the
+/// launcher lives.
+#[test]
+fn ranks_that_never_meet() {
+    let _alone = alone();
+    for image in images() {
+        for who in everyone() {
+            let before = Host::now();
+            let script = "r=0; while [ $r -lt 16 ]; do PMIX_NAMESPACE=stress PMIX_RANK=$r OMPI_COMM_WORLD_LOCAL_RANK=$r \
+                          \"$0\" \"$1\" stat -c %z /run/hpc-launch; r=$((r + 1)); done";
+            let outcome = Run::command(*who, ["/bin/sh", "-c", script])
+                .args([host::launcher(), &image])
+                .limit(Duration::from_secs(20))
+                .run()
+                .good();
+            let said = outcome.out();
+            // By the time at which each was made: numbers of namespaces are used again.
+            let sandboxes: BTreeSet<&str> = said.lines().collect();
+            assert_eq!(said.lines().count(), 16, "{outcome}");
+            // The first rank's, which leaves nobody behind, and the second's.
+            assert_eq!(sandboxes.len(), 2, "{who:?} {}: {outcome}", image.display());
+            before.is_as_before("16 ranks, one after the other");
         }
     }
 }

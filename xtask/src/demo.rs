@@ -4,14 +4,14 @@ use crate::layout::Layout;
 use crate::recipe::{DEMO, Mpi};
 use crate::setup::{self, Set};
 use crate::user::{PlainUser, Stage};
-use crate::{images, run, test};
+use crate::{images, release, run};
 use anyhow::{Context, Result, bail};
 use std::path::Path;
 
 /// Installs, builds, runs, and tells what to try next.
 pub fn demo(layout: &Layout) -> Result<()> {
     setup::install(layout, Set::Demo)?;
-    let launcher = test::build_launcher(layout)?;
+    let launcher = release::build(layout)?;
     images::make(layout, &[DEMO.to_string()], false)?;
     let user = PlainUser::get()?;
     let stage = Stage::prepare(layout, &user, &launcher)?;

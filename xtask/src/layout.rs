@@ -22,13 +22,6 @@ impl Layout {
         Self { root, target }
     }
 
-    /// Where `cargo build --release` leaves the launcher. The build names its target, so there is one
-    /// more directory in the path.
-    pub fn release_binary(&self) -> PathBuf {
-        let triple = format!("{}-unknown-linux-gnu", env::consts::ARCH);
-        self.target.join(triple).join("release/hpc-launch")
-    }
-
     /// Where images are found by name.
     pub fn images(&self) -> PathBuf {
         self.root.join("target/images")

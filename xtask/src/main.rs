@@ -6,6 +6,7 @@ mod demo;
 mod images;
 mod layout;
 mod recipe;
+mod release;
 mod rootfs;
 mod run;
 mod setup;

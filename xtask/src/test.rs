@@ -3,6 +3,7 @@
 use crate::images;
 use crate::layout::{Layout, is_root};
 use crate::recipe;
+use crate::release;
 use crate::run;
 use crate::setup::{self, Set};
 use crate::user::{PlainUser, Stage};
@@ -59,7 +60,7 @@ fn run_phases(layout: &Layout, scope: &Scope, phases: &mut Phases) -> Result<()>
     }
     let Some(filter) = end_to_end else { return Ok(()) };
 
-    let launcher = phases.needed("release build", || build_launcher(layout))?;
+    let launcher = phases.needed("release build", || release::build(layout))?;
     phases.needed("images", || images::make(layout, &[], true))?;
     let user = phases.needed("test user", PlainUser::get)?;
     let stage = phases.needed("what the user can reach", || {
@@ -94,16 +95,6 @@ fn run_phases(layout: &Layout, scope: &Scope, phases: &mut Phases) -> Result<()>
     Ok(())
 }
 
-/// Builds the launcher as it is released; returns the program.
-pub fn build_launcher(layout: &Layout) -> Result<PathBuf> {
-    run::shown(cargo(layout).args(["build", "--release", "-p", "hpc-launch"]))?;
-    let binary = layout.release_binary();
-    if !binary.exists() {
-        bail!("cargo did not leave {}", binary.display());
-    }
-    Ok(binary)
-}
-
 fn formatting(layout: &Layout) -> Result<()> {
     run::shown(cargo(layout).args(["fmt", "--all", "--check"]))?;
     run::shown(cargo(layout).args(["fmt", "--check"]).current_dir(rust_examples(layout)))
@@ -128,9 +119,8 @@ fn rust_ring(layout: &Layout) -> Result<PathBuf> {
     let mut build = cargo(layout);
     build.args(["build", "--quiet", "--release", "--locked", "--target-dir"]).arg(&target);
     run::shown(build.current_dir(dir))?;
-    let triple = layout.release_binary();
-    let triple = triple.ancestors().nth(2).and_then(Path::file_name).context("no target name")?;
-    let ring = target.join(triple).join("release/ring-rs");
+    let host = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    let ring = target.join(host).join("release/ring-rs");
     let said = run::output(&mut Command::new(&ring))?;
     if said.trim_end() != "ring of 1 ranks: sum 0 correct" {
         bail!("{} printed {said}", ring.display());
@@ -161,7 +151,7 @@ fn open_fuse() -> Result<()> {
 }
 
 /// The cargo that runs us, in the repository.
-fn cargo(layout: &Layout) -> Command {
+pub fn cargo(layout: &Layout) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
     command.current_dir(&layout.root);
     // Set for us by `cargo run`; build scripts of other packages would take it for theirs.

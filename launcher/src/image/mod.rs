@@ -3,10 +3,12 @@
 pub mod environment;
 
 use std::fs::File;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::{AT_FDCWD, OFlag, openat};
+use nix::sys::stat::Mode;
 use serde::Serialize;
 
 use crate::error::{Code, Error, Result};
@@ -71,14 +73,16 @@ const OTHERS: &[(&[u8], usize, &str, &str)] = &[
 const ACCEPTED: &str =
     "give a directory that holds a root file system, or a SquashFS file (mksquashfs DIR FILE)";
 
+/// A handle on whatever is there, without opening it: a FIFO would wait. (Not by std's `custom_flags`, which
+/// drop the bits of musl's O_ACCMODE, O_PATH among them.)
+pub fn open_path(path: &Path) -> std::io::Result<OwnedFd> {
+    Ok(openat(AT_FDCWD, path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?)
+}
+
 impl Image {
     /// Looks at the path.
     pub fn open(given: &Path) -> Result<Image> {
-        let handle = File::options()
-            .read(true)
-            .custom_flags(libc::O_PATH | libc::O_CLOEXEC)
-            .open(given)
-            .map_err(|e| cannot_open(given, &e))?;
+        let handle = open_path(given).map(File::from).map_err(|e| cannot_open(given, &e))?;
         let meta = handle.metadata().map_err(|e| cannot_open(given, &e))?;
         // The kernel's own path of it, without links, in one call.
         let path = std::fs::read_link(format!("/proc/self/fd/{}", handle.as_raw_fd()))

@@ -4,6 +4,7 @@
 //! ([`siblings`]), and a sandbox says in its own /run whose it is ([`Mark`]). While one is being built
 //! its builder holds an abstract socket ([`meeting`]), which the kernel removes with the process.
 
+pub mod keeper;
 pub mod meeting;
 pub mod once;
 pub mod siblings;

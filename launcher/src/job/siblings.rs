@@ -103,6 +103,16 @@ pub fn find_at_once(step: &JobStep, mark: &Mark) -> Option<Namespaces> {
     Search::new(mark).visit(first, false)
 }
 
+/// Whether ranks of this node have ended before this one came: the daemon forks them in their order, and
+/// the kernel lists them in that of their forks.
+pub fn some_have_ended(step: &JobStep) -> bool {
+    let (Some(rank), Some(children)) = (step.rank.local_rank, children(step.daemon)) else { return false };
+    let me = nix::unistd::getpid().as_raw();
+    // Behind a wrapper we are not among them: then those count that came after us, too.
+    let before = children.iter().position(|pid| *pid == me).unwrap_or(children.len().saturating_sub(1));
+    u32::try_from(before).is_ok_and(|before| before < rank)
+}
+
 /// Looks at everything below the daemon for a living process in the sandbox with this mark.
 pub fn find(step: &JobStep, mark: &Mark) -> Found {
     let mut search = Search::new(mark);
@@ -112,6 +122,11 @@ pub fn find(step: &JobStep, mark: &Mark) -> Found {
         Some(namespaces) => Found::Sandbox(namespaces),
         None => search.same_step,
     }
+}
+
+/// The namespaces of a process, if it is in the sandbox with this mark.
+pub fn in_sandbox(pid: i32, mark: &Mark) -> Option<Namespaces> {
+    if mark_of(pid)? == *mark { namespaces(pid) } else { None }
 }
 
 struct Search<'a> {

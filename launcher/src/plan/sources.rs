@@ -3,7 +3,7 @@
 use std::fs::{File, Metadata};
 use std::io::Read;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use abi_probe::rootfs::Kind;
@@ -14,7 +14,7 @@ use super::table::{self, Need};
 use crate::config::{Config, Sourced};
 use crate::environ::Environ;
 use crate::error::{Code, Error, Result};
-use crate::image::Image;
+use crate::image::{Image, open_path};
 
 /// Facts about this process and host that the plan depends on.
 pub struct Facts<'a> {
@@ -224,10 +224,6 @@ impl Sources {
     pub fn held(&self, handle: usize) -> Option<&OwnedFd> {
         self.held.get(handle)
     }
-}
-
-fn open_path(path: &Path) -> std::io::Result<OwnedFd> {
-    File::options().read(true).custom_flags(libc::O_PATH | libc::O_CLOEXEC).open(path).map(OwnedFd::from)
 }
 
 impl Want {

@@ -48,6 +48,9 @@ pub fn user_xattr(privileged: bool) -> &'static str {
     if privileged { "" } else { ",userxattr" }
 }
 
+/// statfs(2), and include/linux/statfs.h; not every libc names it.
+const ST_RELATIME: libc::c_ulong = 0x1000;
+
 /// Adds flags to a mount and keeps those that it has: the kernel refuses to drop nosuid, nodev, noexec
 /// or the atime mode of a mount that came from outside the user namespace.
 pub fn remount(fd: &OwnedFd, add: MsFlags, what: &str) -> Result<()> {
@@ -60,7 +63,7 @@ pub fn remount(fd: &OwnedFd, add: MsFlags, what: &str) -> Result<()> {
         (FsFlags::ST_NOEXEC, MsFlags::MS_NOEXEC),
         (FsFlags::ST_NOATIME, MsFlags::MS_NOATIME),
         (FsFlags::ST_NODIRATIME, MsFlags::MS_NODIRATIME),
-        (FsFlags::ST_RELATIME, MsFlags::MS_RELATIME),
+        (FsFlags::from_bits_retain(ST_RELATIME), MsFlags::MS_RELATIME),
     ] {
         if stat.contains(has) {
             flags |= keep;

@@ -30,12 +30,36 @@ pub fn judged(digest: &str) {
     let _ = File::create_new(Path::new(MARK_DIRECTORY).join(digest));
 }
 
-/// Whether a program was judged before: the builder's stands behind the mark, others have notes.
+/// Whether a program was judged before, by another rank than the builder.
 pub fn is_judged(digest: &str) -> bool {
-    let directory = Path::new(MARK_DIRECTORY);
-    let mark = std::fs::read_link(directory.join(MARK_LINK)).unwrap_or_default();
-    mark.to_str().is_some_and(|mark| mark.rsplit('.').next() == Some(digest))
-        || nix::unistd::access(&directory.join(digest), nix::unistd::AccessFlags::F_OK).is_ok()
+    nix::unistd::access(&Path::new(MARK_DIRECTORY).join(digest), nix::unistd::AccessFlags::F_OK).is_ok()
+}
+
+/// What the builder wrote into the mark itself: one call tells it all.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Builders {
+    /// The digest of its program, which was judged.
+    pub program: String,
+    /// Whether there is a note on the image's environment.
+    pub environment: bool,
+}
+
+impl Builders {
+    /// As it stands in the mark, behind the sandbox's name.
+    pub fn text(&self) -> String {
+        format!("{}.{}", self.program, if self.environment { "environment" } else { "" })
+    }
+
+    /// Of the sandbox that this process is in; nothing is known where it has no mark.
+    pub fn read() -> Option<Builders> {
+        let mark = std::fs::read_link(Path::new(MARK_DIRECTORY).join(MARK_LINK)).ok()?;
+        Builders::of_mark(mark.to_str()?)
+    }
+
+    fn of_mark(mark: &str) -> Option<Builders> {
+        let [_step, _sandbox, program, environment] = mark.split('.').collect::<Vec<_>>().try_into().ok()?;
+        Some(Builders { program: program.to_owned(), environment: !environment.is_empty() })
+    }
 }
 
 /// Reads a note.
@@ -45,4 +69,18 @@ pub fn read(name: &str) -> Option<Vec<u8>> {
         return None;
     }
     std::fs::read(Path::new(MARK_DIRECTORY).join(name)).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mark_tells_what_the_builder_knew() {
+        for environment in [false, true] {
+            let builders = Builders { program: "d1".into(), environment };
+            assert_eq!(Builders::of_mark(&format!("s.b.{}", builders.text())), Some(builders));
+        }
+        assert_eq!(Builders::of_mark("s.b"), None);
+    }
 }

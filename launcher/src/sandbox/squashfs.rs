@@ -8,15 +8,16 @@
 use std::ffi::{CString, OsString};
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::OFlag;
 use nix::mount::{MsFlags, mount};
-use nix::unistd::{ForkResult, fork, pipe2};
+use nix::unistd::pipe2;
 
 use super::loopdev;
+use crate::detached;
 use crate::error::{Code, Error, Result};
 
 /// How the image will be mounted.
@@ -91,84 +92,24 @@ pub fn start_server(image: &Path, program: PathBuf) -> Result<Server> {
     .collect::<std::result::Result<Vec<_>, _>>()
     .map_err(|e| Error::new(Code::Usage, format!("image path: {e}"), "rename the image"))?;
     let null = File::open("/dev/null").map_err(|e| Error::step("opening /dev/null for squashfuse", e))?;
-    spawn_detached(&arguments, &wait, &fuse, &errors, &null).map_err(failed("starting squashfuse"))?;
+    // It runs in a session of its own and holds nothing else: hydra takes the end of PMI_FD for a rank's
+    // death, and a launcher waits for the end of every rank's output.
+    let descriptors = [null.as_fd(), null.as_fd(), errors.as_fd(), fuse.as_fd(), wait.as_fd()];
+    detached::spawn(descriptors, |kept| serve(&arguments, kept)).map_err(failed("starting squashfuse"))?;
     Ok(Server { fuse, go, errors, program })
 }
 
-/// squashfuse's descriptor of /dev/fuse.
+/// squashfuse's descriptor of /dev/fuse: its place below.
 const FUSE_FD: i32 = 3;
 
-/// Forks twice, so that the program which this rank becomes never sees a child that is not its own.
-#[allow(unsafe_code)]
-fn spawn_detached(
-    arguments: &[CString],
-    wait: &OwnedFd,
-    fuse: &File,
-    errors: &File,
-    null: &File,
-) -> nix::Result<()> {
-    // SAFETY: this process has one thread, so the child may go on like any program.
-    match unsafe { fork() }? {
-        ForkResult::Parent { child } => {
-            nix::sys::wait::waitpid(child, None)?;
-            Ok(())
-        }
-        ForkResult::Child => {
-            // A session of its own: signals for the rank's process group must not reach it.
-            let _ = nix::unistd::setsid();
-            // SAFETY: as above.
-            if let Ok(ForkResult::Child) = unsafe { fork() } {
-                serve(arguments, wait, fuse, errors, null);
-            }
-            // SAFETY: _exit ends this copy without running what the original will run.
-            unsafe { libc::_exit(0) }
-        }
-    }
-}
-
 /// Becomes squashfuse once the mount is there; ends if the rank that would make it has died.
-#[allow(unsafe_code)]
-fn serve(arguments: &[CString], wait: &OwnedFd, fuse: &File, errors: &File, null: &File) {
+fn serve(arguments: &[CString], [.., go]: [BorrowedFd; 5]) {
     let _ = nix::unistd::chdir("/");
-    // SAFETY: dup2 and close_range on descriptor numbers of this process, which is about to exec; what
-    // they close is owned by values that are never dropped here. All are copied out of the way of 0 to 4
-    // first. Closing all others matters: hydra takes the end of PMI_FD for a rank's death,
-    // and a launcher waits for the end of every rank's output.
-    unsafe {
-        let sources =
-            [null.as_raw_fd(), null.as_raw_fd(), errors.as_raw_fd(), fuse.as_raw_fd(), wait.as_raw_fd()];
-        let high = sources.map(|fd| libc::fcntl(fd, libc::F_DUPFD, 64));
-        for (to, from) in high.into_iter().enumerate() {
-            if from < 0 || libc::dup2(from, to as i32) < 0 {
-                return;
-            }
-        }
-        close_from(5);
-    }
     let mut byte = [0u8; 1];
-    // SAFETY: descriptor 4 is the pipe, the buffer is one byte long.
-    let read = unsafe { libc::read(4, byte.as_mut_ptr().cast(), 1) };
-    // SAFETY: descriptor 4 is the pipe's, used no more.
-    unsafe { libc::close(4) };
-    if read == 1 {
+    if matches!(nix::unistd::read(go, &mut byte), Ok(1)) {
+        let _ = nix::unistd::close(go.as_raw_fd());
         let _ = nix::unistd::execv(&arguments[0], arguments);
-        let text = format!("cannot execute {}\n", arguments[0].to_string_lossy());
-        // SAFETY: descriptor 2 is the error file, the text outlives the call.
-        unsafe { libc::write(2, text.as_ptr().cast(), text.len()) };
-    }
-}
-
-/// Closes every descriptor from `first` on (close_range(2), Linux 5.9; before it, one by one).
-#[allow(unsafe_code)]
-unsafe fn close_from(first: i32) {
-    // SAFETY: the caller vouches that nothing uses these descriptors any more.
-    unsafe {
-        if libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) == 0 {
-            return;
-        }
-        for fd in first..libc::sysconf(libc::_SC_OPEN_MAX).clamp(1024, 1 << 20) as i32 {
-            libc::close(fd);
-        }
+        eprintln!("cannot execute {}", arguments[0].to_string_lossy());
     }
 }
 
