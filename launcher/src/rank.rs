@@ -137,9 +137,11 @@ impl Request {
                             drop(lock);
                             return self.join(image, &namespaces);
                         }
+                        // Asked here: from a user namespace the dead look as if they were somebody else's.
+                        let late = siblings::some_have_ended(job);
                         let entered = Entered::new(myself, None)?;
                         let inside = self.build(image, myself, entered, Some((mark, &lock)))?;
-                        if siblings::some_have_ended(job) {
+                        if late {
                             keeper::leave(job, mark);
                         }
                         return Ok(inside);

@@ -110,7 +110,14 @@ pub fn some_have_ended(step: &JobStep) -> bool {
     let me = nix::unistd::getpid().as_raw();
     // Behind a wrapper we are not among them: then those count that came after us, too.
     let before = children.iter().position(|pid| *pid == me).unwrap_or(children.len().saturating_sub(1));
-    u32::try_from(before).is_ok_and(|before| before < rank)
+    let living = children[..before].iter().filter(|pid| lives(**pid)).count();
+    u32::try_from(living).is_ok_and(|living| living < rank)
+}
+
+/// A busy daemon leaves its dead children waiting for a while; they have no root any more
+/// (fs/proc/base.c, proc_root_link).
+fn lives(pid: i32) -> bool {
+    !std::fs::metadata(format!("/proc/{pid}/root")).is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound)
 }
 
 /// Looks at everything below the daemon for a living process in the sandbox with this mark.
@@ -246,7 +253,13 @@ mod tests {
         let pid = child.id() as i32;
         assert!(children(nix::unistd::getpid().as_raw()).unwrap().contains(&pid));
         assert_eq!(mark_of(pid), None);
+        assert!(lives(pid));
         child.kill().unwrap();
+        while lives(pid) {
+            std::thread::yield_now();
+        }
+        assert!(children(nix::unistd::getpid().as_raw()).unwrap().contains(&pid), "dead, not yet reaped");
         child.wait().unwrap();
+        assert!(!lives(pid));
     }
 }
