@@ -4,11 +4,16 @@
 //! is resolved inside its own root. Nothing here knows of command lines, mounts or PMI.
 #![forbid(unsafe_code)]
 
+pub mod bind;
 pub mod elf;
 pub mod error;
 pub mod ldso;
 pub mod linkmap;
 pub mod mpi;
+pub mod prober;
 pub mod rootfs;
+pub mod symbols;
+mod tables;
+mod walk;
 
 pub use error::{Error, Result};

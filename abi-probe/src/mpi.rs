@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use crate::elf::Symbols;
+use crate::elf::Whole;
 use crate::error::Result;
 use crate::linkmap::LinkMap;
 use crate::rootfs::View;
@@ -85,7 +85,7 @@ pub fn identify(view: &View, map: &LinkMap) -> Result<Option<Mpi>> {
         let Some(entry) = linked.path.as_ref().and_then(|p| view.find(p).transpose()).transpose()? else {
             continue;
         };
-        let symbols = Symbols::read(&view.open_file(&entry)?, &entry.path)?;
+        let symbols = Whole::read(&view.open_file(&entry)?, &entry.path)?;
         let (family, version, pmi) = if symbols.defines("ompi_mpi_comm_world") {
             // Every Open MPI since 4 speaks PMIx alone, unless it was built with a site's own PMI-2.
             (Family::OpenMpi, open_mpi_version(view, map, &symbols)?, vec![Pmi::Pmix])
@@ -110,7 +110,7 @@ fn is_version(text: &str) -> bool {
 }
 
 /// Open MPI keeps its version in libopen-pal, the core library as "v4.1.4" among its strings.
-fn open_mpi_version(view: &View, map: &LinkMap, mpi: &Symbols) -> Result<Option<String>> {
+fn open_mpi_version(view: &View, map: &LinkMap, mpi: &Whole) -> Result<Option<String>> {
     let version = mpi.strings().find_map(|s| s.strip_prefix('v').filter(|v| is_plain_version(v)));
     if let Some(version) = version {
         return Ok(Some(version.to_owned()));
@@ -119,7 +119,7 @@ fn open_mpi_version(view: &View, map: &LinkMap, mpi: &Symbols) -> Result<Option<
     if let Some(path) = pal.and_then(|o| o.path.as_ref())
         && let Some(entry) = view.find(path)?
     {
-        let text = Symbols::read(&view.open_file(&entry)?, &entry.path)?.text("opal_version_string");
+        let text = Whole::read(&view.open_file(&entry)?, &entry.path)?.text("opal_version_string");
         if let Some(version) = text.filter(|v| is_version(v)) {
             return Ok(Some(version));
         }

@@ -257,7 +257,8 @@ impl Request {
         let (environ, changes) = environment::make(&self.environ, &environment, &self.config, &workdir);
         let command = self.command.first().map(OsString::as_os_str).unwrap_or_default();
         let (path, program) = verdict::find_program(&view, command, &workdir, &environ)?;
-        let mpi = verdict::judge(&view, &program, &environ, self.job.as_ref(), self.config.mpi.value)?;
+        let mpi =
+            verdict::judge(&view, &program, &workdir, &environ, self.job.as_ref(), self.config.mpi.value)?;
         let id = program.id;
         let plan = Plan {
             version: VERSION,
@@ -368,7 +369,7 @@ impl Request {
         let (path, program) = verdict::find_program(&view, command, &workdir, &environ)?;
         let digest = program_digest(program.id, &environ);
         if digest != judged && !notes::is_judged(&digest) {
-            verdict::judge(&view, &program, &environ, self.job.as_ref(), self.config.mpi.value)?;
+            verdict::judge(&view, &program, &workdir, &environ, self.job.as_ref(), self.config.mpi.value)?;
             notes::judged(&digest);
         }
         Ok(Ready { workdir, program: path, environ })
@@ -433,7 +434,7 @@ fn write_note(name: &str, value: &impl serde::Serialize) {
 
 /// What the verdict on a program depends on: the file itself, and where its libraries are found.
 fn program_digest(program: (u64, u64), environ: &Environ) -> String {
-    digest(&(program, environ.get_os("LD_LIBRARY_PATH")))
+    digest(&(program, environ.get_os("LD_LIBRARY_PATH"), environ.get_os("LD_PRELOAD")))
 }
 
 /// argv[0] is what the user typed; `program` is executed as a shell would, with the links in it: scripts

@@ -5,8 +5,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use abi_probe::elf::Arch;
-use abi_probe::linkmap::{self, Scope, Unrunnable};
+use abi_probe::linkmap::{Circumstances, Scope, Unrunnable};
 use abi_probe::mpi::{self, Family, Mpi, Pmi};
+use abi_probe::prober::Prober;
 use abi_probe::rootfs::{Entry, Kind, Lookup, View};
 use pmi_shim::fit::{self, ImageMpi};
 
@@ -86,6 +87,7 @@ pub fn find_program(
 pub fn judge(
     view: &View,
     program: &Entry,
+    workdir: &Path,
     environ: &Environ,
     job: Option<&JobStep>,
     mode: MpiMode,
@@ -98,9 +100,15 @@ pub fn judge(
         )
     };
     let library_path = environ.get("LD_LIBRARY_PATH");
-    let map = linkmap::link(view, program, library_path.as_deref(), Scope::Mpi)
-        .map_err(failed)?
-        .map_err(unrunnable)?;
+    let preload = environ.get("LD_PRELOAD");
+    let how = Circumstances {
+        library_path: library_path.as_deref(),
+        preload: preload.as_deref(),
+        directory: workdir,
+        scope: Scope::Mpi,
+        ..Circumstances::default()
+    };
+    let map = Prober::new(view).program(program, &how).map_err(failed)?.map_err(unrunnable)?;
     let Some(mpi) = mpi::identify(view, &map).map_err(failed)? else { return Ok(MpiVerdict::NoneSeen) };
     let Some(job) = job else { return Ok(MpiVerdict::Own { mpi }) };
     match fit::judge(&job.rank, &facts(&mpi), |name| environ.get(name)) {

@@ -93,6 +93,17 @@ pub fn launcher() -> &'static Path {
     })
 }
 
+/// The program that looks at links, built beside the launcher.
+pub fn abi_probe() -> &'static Path {
+    static FOUND: OnceLock<PathBuf> = OnceLock::new();
+    FOUND.get_or_init(|| {
+        let path = env::var_os("HPC_LAUNCH_ABI_PROBE")
+            .map_or_else(|| launcher().with_file_name("abi-probe"), PathBuf::from);
+        assert!(path.is_file(), "there is no {}: run `cargo xtask test`", path.display());
+        path
+    })
+}
+
 /// A test image: $HPC_LAUNCH_IMAGES/NAME, else target/images/NAME of the repository.
 pub fn image(name: &str) -> PathBuf {
     let dir =

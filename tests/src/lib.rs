@@ -9,5 +9,6 @@ pub mod canary;
 pub mod host;
 pub mod image;
 pub mod leaks;
+pub mod loader;
 pub mod run;
 pub mod slurm;

@@ -47,7 +47,10 @@ impl Random {
 }
 
 fn ranks_of(running: &Running) -> Vec<i32> {
-    let pid = running.pid();
+    children(running.pid())
+}
+
+fn children(pid: i32) -> Vec<i32> {
     let list = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
     list.split_whitespace().filter_map(|p| p.parse().ok()).collect()
 }
@@ -132,13 +135,9 @@ fn a_job_whose_rank_is_killed_ends_as_it_does_bare() {
         let running = run.limit(Duration::from_secs(20)).start();
         thread::sleep(Duration::from_micros(random.below(40_000)));
         let mine = running.processes();
-        let ranks: Vec<i32> = mine
-            .iter()
-            .filter(|(_, line)| {
-                line.contains("sleep") && !line.contains("mpiexec") && !line.contains("hydra")
-            })
-            .map(|(pid, _)| *pid)
-            .collect();
+        // The proxy's children, and not what stands beside them: a squashfuse has their command line at first.
+        let proxies = mine.iter().filter(|(_, line)| line.contains("hydra_pmi_proxy"));
+        let ranks: Vec<i32> = proxies.flat_map(|(pid, _)| children(*pid)).collect();
         if !ranks.is_empty() {
             let victim = ranks[random.below(ranks.len() as u64) as usize];
             let _ = kill(Pid::from_raw(victim), Signal::SIGKILL);

@@ -41,6 +41,8 @@ enum Task {
     },
     /// Run the end-to-end tests in full: every pair, hundreds of jobs, hundreds of killed ranks
     Stress,
+    /// Compare abi-probe with the real loaders, over every object of the images and of this machine
+    Oracle,
     /// Check formatting and lints
     Check,
     /// Make test images as directories target/images/NAME
@@ -68,6 +70,7 @@ fn main() -> ExitCode {
         Task::Test { e2e: Some(filter), .. } => test::test(&layout, &test::Scope::EndToEnd(filter)),
         Task::Test { .. } => test::test(&layout, &test::Scope::All),
         Task::Stress => test::test(&layout, &test::Scope::Stress),
+        Task::Oracle => test::test(&layout, &test::Scope::Oracle),
         Task::Check => test::test(&layout, &test::Scope::Check),
         Task::Images { names, squashfs } => images::make(&layout, &names, squashfs),
         Task::Setup { set } => setup::install(&layout, set),

@@ -12,10 +12,19 @@ use std::time::Duration;
 /// How long rustup may take to fetch a standard library.
 const PATIENCE: Duration = Duration::from_secs(180);
 
-/// Builds the launcher; returns the program.
+/// Builds the launcher, and abi-probe beside it; returns the launcher's program.
 pub fn build(layout: &Layout) -> Result<PathBuf> {
     let target = target();
-    run::shown(cargo(layout).args(["build", "--release", "-p", "hpc-launch", "--target", &target]))?;
+    run::shown(cargo(layout).args([
+        "build",
+        "--release",
+        "-p",
+        "hpc-launch",
+        "-p",
+        "abi-probe",
+        "--target",
+        &target,
+    ]))?;
     let binary = layout.target.join(target).join("release/hpc-launch");
     if !binary.exists() {
         bail!("cargo did not leave {}", binary.display());

@@ -25,6 +25,8 @@ pub enum Scope {
     EndToEnd(String),
     /// Only the end-to-end tests, with the sweeps of which the others are samples.
     Stress,
+    /// Only the comparison of abi-probe with the real loaders, over every object.
+    Oracle,
     /// All there is.
     All,
 }
@@ -45,13 +47,13 @@ pub fn test(layout: &Layout, scope: &Scope) -> Result<()> {
 fn run_phases(layout: &Layout, scope: &Scope, phases: &mut Phases) -> Result<()> {
     let end_to_end = match scope {
         Scope::EndToEnd(filter) => Some(filter.as_str()),
-        Scope::All | Scope::Stress => Some(""),
+        Scope::All | Scope::Stress | Scope::Oracle => Some(""),
         Scope::Check | Scope::Unit => None,
     };
     if end_to_end.is_some() {
         phases.needed("packages", || setup::install(layout, Set::Test))?;
     }
-    if !matches!(scope, Scope::EndToEnd(_) | Scope::Stress) {
+    if !matches!(scope, Scope::EndToEnd(_) | Scope::Stress | Scope::Oracle) {
         phases.judged("formatting", || formatting(layout));
         phases.judged("lints", || lints(layout));
     }
@@ -78,14 +80,18 @@ fn run_phases(layout: &Layout, scope: &Scope, phases: &mut Phases) -> Result<()>
         let mut command = cargo(layout);
         command.args(["test", "--release", "-p", "hpc-launch-tests"]);
         command.env("HPC_LAUNCH_BIN", &stage.launcher).env("HPC_LAUNCH_IMAGES", stage.images());
+        command.env("HPC_LAUNCH_ABI_PROBE", launcher.with_file_name("abi-probe"));
         if let Some(account) = user.account() {
             command.env("HPC_LAUNCH_TEST_USER", account);
         }
         if let Some(ring) = &ring {
             command.env("HPC_LAUNCH_RUST_RING", ring);
         }
-        if *scope == Scope::Stress {
+        if matches!(scope, Scope::Stress | Scope::Oracle) {
             command.env("HPC_LAUNCH_FULL", "1");
+        }
+        if *scope == Scope::Oracle {
+            command.args(["--test", "oracle", "--", "--nocapture"]);
         }
         if !filter.is_empty() {
             command.args(["--", filter]);
