@@ -114,6 +114,8 @@ pub(crate) struct Layout {
     pub(crate) numbers: Numbers,
     /// Address, file offset, size in the file: PT_LOAD.
     loads: Vec<(u64, u64, u64)>,
+    /// Those that cannot be written: file offset, size, and whether there is code in them.
+    constants: Vec<(u64, u64, bool)>,
     dynamic: Vec<(u64, u64)>,
 }
 
@@ -236,7 +238,12 @@ pub fn read(file: &File, path: &Path) -> Result<Option<Object>> {
     };
     let loads = segments.iter().filter(|s| s.p_type == PT_LOAD).map(|s| (s.p_vaddr, s.p_offset, s.p_filesz));
     let numbers = Numbers { is_64: ctx.is_big(), is_little: ctx.is_little_endian() };
-    let layout = Layout { numbers, loads: loads.collect(), dynamic: Vec::new() };
+    let constants = segments
+        .iter()
+        .filter(|s| s.p_type == PT_LOAD && !s.is_write())
+        .map(|s| (s.p_offset, s.p_filesz, s.is_executable()));
+    let layout =
+        Layout { numbers, loads: loads.collect(), constants: constants.collect(), dynamic: Vec::new() };
     let mut object = Object {
         arch,
         interp,
@@ -367,58 +374,40 @@ impl Numbers {
     }
 }
 
-/// Dynamic symbols of a library, read whole: for the few libraries whose identity matters.
-pub struct Whole {
-    bytes: Vec<u8>,
-    /// Name, value (an address, 0 when undefined) and whether it is defined.
-    table: Vec<(String, u64, bool)>,
-    loads: Vec<(u64, u64, u64)>,
-}
+/// What is searched for strings at once, and by how much two pieces overlap.
+const PIECE: usize = 1 << 20;
+const OVERLAP: usize = 256;
 
-impl Whole {
-    /// Reads every dynamic symbol.
-    pub fn read(file: &File, path: &Path) -> Result<Whole> {
-        let size = file.metadata().map_err(|e| Error::io("read", path, e))?.len();
-        if size > MAX_WHOLE {
-            return Err(Error::elf(path, format!("{size} bytes are more than a library has")));
+impl Object {
+    /// The NUL-terminated text at an address (`const char name[]`).
+    pub fn text_at(&self, file: &File, path: &Path, address: u64) -> Option<String> {
+        let (offset, _) = self.layout.offset(address)?;
+        string_at(file, path, "a text", offset).ok()
+    }
+
+    /// The first NUL-terminated text of at most 256 bytes among the constants for which `pick` has an answer.
+    /// Constants lie in segments that cannot be written; those without code come first.
+    pub fn find_text<T>(&self, file: &File, mut pick: impl FnMut(&str) -> Option<T>) -> Option<T> {
+        let mut segments: Vec<_> = self.layout.constants.clone();
+        segments.sort_by_key(|(_, _, has_code)| *has_code);
+        let mut piece = vec![0; PIECE + OVERLAP];
+        for (start, size, _) in segments {
+            let end = start.checked_add(size.min(MAX_WHOLE))?;
+            let mut at = start;
+            while at < end {
+                let want = usize::try_from(end - at).map_or(piece.len(), |left| left.min(piece.len()));
+                let n = file.read_at(&mut piece[..want], at).ok()?;
+                let texts = piece[..n].split(|b| *b == 0).filter(|t| !t.is_empty() && t.len() <= OVERLAP);
+                if let Some(found) = texts.filter_map(|t| std::str::from_utf8(t).ok()).find_map(&mut pick) {
+                    return Some(found);
+                }
+                if n < piece.len() {
+                    break;
+                }
+                at += PIECE as u64;
+            }
         }
-        let bytes = read_at(file, path, "the file", 0, size as usize)?;
-        let elf = goblin::elf::Elf::parse(&bytes).map_err(|e| Error::elf(path, e.to_string()))?;
-        let table = elf
-            .dynsyms
-            .iter()
-            .filter_map(|s| {
-                let name = elf.dynstrtab.get_at(s.st_name)?;
-                Some((name.to_owned(), s.st_value, s.st_shndx != 0))
-            })
-            .collect();
-        let loads = elf
-            .program_headers
-            .iter()
-            .filter(|s| s.p_type == PT_LOAD)
-            .map(|s| (s.p_vaddr, s.p_offset, s.p_filesz))
-            .collect();
-        Ok(Whole { table, loads, bytes })
-    }
-
-    /// Whether the library defines `name`.
-    pub fn defines(&self, name: &str) -> bool {
-        self.table.iter().any(|(n, _, defined)| *defined && n == name)
-    }
-
-    /// The NUL-terminated text that the data symbol `name` begins with (`const char name[]`).
-    pub fn text(&self, name: &str) -> Option<String> {
-        let (_, at, _) = self.table.iter().find(|(n, _, defined)| *defined && n == name)?;
-        let (vaddr, offset, _) = self.loads.iter().find(|(v, _, size)| at >= v && at - v < *size)?;
-        let start = usize::try_from(offset.checked_add(at - vaddr)?).ok()?;
-        let tail = self.bytes.get(start..)?;
-        let end = tail.iter().take(MAX_STRING).position(|b| *b == 0)?;
-        Some(String::from_utf8_lossy(&tail[..end]).into_owned())
-    }
-
-    /// Every NUL-terminated printable string of the file, as strings(1) finds them.
-    pub fn strings(&self) -> impl Iterator<Item = &str> {
-        self.bytes.split(|b| *b == 0).filter_map(|s| std::str::from_utf8(s).ok()).filter(|s| s.len() >= 3)
+        None
     }
 }
 

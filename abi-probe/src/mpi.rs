@@ -1,17 +1,18 @@
-//! Which MPI a program links, and which PMI that MPI speaks: from symbols, never from file names.
+//! Which MPI a library is, and what it speaks: from its symbols and constants, never from file names.
 //!
-//! Sources of the fingerprints: the libraries of Open MPI 4.0 – 5.0, MPICH 3.3 – 5.0 and Intel MPI
-//! 2021 as released; `opal_version_string` (opal/runtime/opal_info_support.c),
-//! `MPII_Version_string` (src/mpi/init/initinfo.c), `ompi_mpi_instance_null` (ompi/instance, new in 5).
+//! `libmpi.so.12` is Open MPI 1.10 and every MPICH; `libmpi.so.40` is Open MPI 3, 4 and 5. The tables below
+//! hold what tells them apart. Measured on: Open MPI 4.1.0 to 5.0.11 and MPICH 3.4.1 to 5.0.2 as Debian and
+//! PyPI have them, Intel MPI 2021.19. From sources and manuals alone: Cray MPICH, MVAPICH, MPC.
 
 use std::path::PathBuf;
+use std::rc::Rc;
 
 use serde::Serialize;
 
-use crate::elf::Whole;
 use crate::error::Result;
 use crate::linkmap::LinkMap;
-use crate::rootfs::View;
+use crate::prober::{Probed, Prober};
+use crate::symbols::Symbols;
 
 /// Whose MPI it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -19,8 +20,16 @@ use crate::rootfs::View;
 pub enum Family {
     /// Open MPI and what is made of it.
     OpenMpi,
-    /// MPICH, Intel MPI, MVAPICH, Cray MPICH: one ABI.
+    /// MPICH itself.
     Mpich,
+    /// Intel MPI.
+    IntelMpi,
+    /// Cray MPICH.
+    CrayMpich,
+    /// MVAPICH.
+    Mvapich,
+    /// MPC.
+    Mpc,
 }
 
 impl Family {
@@ -29,6 +38,36 @@ impl Family {
         match self {
             Family::OpenMpi => "Open MPI",
             Family::Mpich => "MPICH",
+            Family::IntelMpi => "Intel MPI",
+            Family::CrayMpich => "Cray MPICH",
+            Family::Mvapich => "MVAPICH",
+            Family::Mpc => "MPC",
+        }
+    }
+}
+
+/// What a program must have been compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Abi {
+    /// Open MPI's, of the generation that its soname ends with: 12 (1.10), 20 (2), 40 (3, 4 and 5).
+    OpenMpi(Option<u32>),
+    /// The one that MPICH, Intel MPI, MVAPICH and Cray MPICH agreed upon (mpich.org/abi).
+    Mpich,
+    /// The one of the MPI 5 standard: any family's `libmpi_abi.so.1`.
+    Standard,
+    /// Its own.
+    Other,
+}
+
+impl std::fmt::Display for Abi {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Abi::OpenMpi(Some(generation)) => write!(f, "Open MPI's, generation {generation}"),
+            Abi::OpenMpi(None) => f.write_str("Open MPI's"),
+            Abi::Mpich => f.write_str("MPICH's"),
+            Abi::Standard => f.write_str("MPI 5's"),
+            Abi::Other => f.write_str("its own"),
         }
     }
 }
@@ -43,15 +82,38 @@ pub enum Pmi {
     Pmix,
 }
 
-/// An MPI library found in a program's link map.
+/// How an MPI comes by what it speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PmiFrom {
+    /// It is part of the library.
+    BuiltIn,
+    /// The library needs another one.
+    Linked,
+    /// A plugin that it loads.
+    Plugin,
+}
+
+/// An MPI library.
 #[derive(Clone, Debug, Serialize)]
 pub struct Mpi {
     /// Whose it is.
     pub family: Family,
-    /// Its version, where the library tells.
+    /// Its version, where the library tells and it was asked for.
     pub version: Option<String>,
+    /// First number of the version, as far as symbols tell it.
+    #[serde(skip)]
+    pub generation: Option<u32>,
+    /// What programs must have been compiled for.
+    pub abi: Abi,
     /// What it speaks.
     pub pmi: Vec<Pmi>,
+    /// How it comes by that.
+    pub pmi_from: PmiFrom,
+    /// Whether a program can ask it for CUDA awareness (`MPIX_Query_cuda_support`).
+    pub tells_of_cuda: bool,
+    /// DT_SONAME.
+    pub soname: Option<String>,
     /// The library's path in the view.
     pub library: PathBuf,
 }
@@ -59,79 +121,171 @@ pub struct Mpi {
 impl Mpi {
     /// First number of the version.
     pub fn major(&self) -> Option<u32> {
-        self.version.as_ref()?.split('.').next()?.parse().ok()
+        let told = self.version.as_ref().and_then(|v| v.split('.').next()?.parse().ok());
+        told.or(self.generation)
     }
 
     /// "Open MPI 4.1.4 (/usr/lib/…/libmpi.so.40)".
     pub fn describe(&self) -> String {
-        let version = self.version.as_deref().unwrap_or("of unknown version");
+        let version = match (&self.version, self.generation) {
+            (Some(version), _) => version.clone(),
+            (None, Some(generation)) => generation.to_string(),
+            (None, None) => "of unknown version".to_owned(),
+        };
         format!("{} {version} ({})", self.family.name(), self.library.display())
     }
+}
+
+/// How much is to be found out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detail {
+    /// What decides: a few symbols.
+    Quick,
+    /// The version too: some libraries must be searched for it.
+    Version,
 }
 
 /// Could this soname be an MPI's core library? Only these are opened; the symbols decide.
 fn is_candidate(name: &str) -> bool {
     let file = name.rsplit('/').next().unwrap_or(name);
     let stem = file.split(".so").next().unwrap_or(file);
-    matches!(stem, "libmpi" | "libmpich" | "libmpi_abi" | "libmpi_cray" | "libmpi_gnu" | "libmpi_intel")
-        || stem.starts_with("libmpi_cray")
-        || stem.starts_with("libmpi_gnu")
+    matches!(stem, "libmpi" | "libmpich" | "libmpi_abi" | "libmpi_intel" | "libmpc_framework" | "libmpcmpi")
+        || ["libmpi_cray", "libmpi_gnu", "libmpi_amd", "libmpi_nvidia", "libmpi_intel", "libmpi_aocc"]
+            .iter()
+            .any(|prefix| stem.starts_with(prefix))
 }
 
 /// The MPI in a link map, if there is one.
-pub fn identify(view: &View, map: &LinkMap) -> Result<Option<Mpi>> {
-    let links = |prefix: &str| map.objects.iter().any(|o| o.name.starts_with(prefix));
+pub fn in_map(prober: &Prober, map: &LinkMap, detail: Detail) -> Result<Option<Mpi>> {
     for linked in map.objects.iter().filter(|o| is_candidate(&o.name)) {
-        let Some(entry) = linked.path.as_ref().and_then(|p| view.find(p).transpose()).transpose()? else {
-            continue;
-        };
-        let symbols = Whole::read(&view.open_file(&entry)?, &entry.path)?;
-        let (family, version, pmi) = if symbols.defines("ompi_mpi_comm_world") {
-            // Every Open MPI since 4 speaks PMIx alone, unless it was built with a site's own PMI-2.
-            (Family::OpenMpi, open_mpi_version(view, map, &symbols)?, vec![Pmi::Pmix])
-        } else if symbols.defines("MPIR_Err_create_code")
-            || symbols.defines("MPII_Version_string")
-            || symbols.defines("MPIR_Dup_fn")
-            || symbols.defines("MPIR_F08_MPI_IN_PLACE")
+        if let Some(file) = &linked.file
+            && let Some(mpi) = identify(prober, file, detail)?
         {
-            // An MPICH configured --with-pmix links libpmix and then speaks nothing else.
-            let pmi = if links("libpmix.so") { Pmi::Pmix } else { Pmi::Simple };
-            (Family::Mpich, symbols.text("MPII_Version_string").filter(|v| is_version(v)), vec![pmi])
-        } else {
-            continue;
-        };
-        return Ok(Some(Mpi { family, version, pmi, library: entry.path }));
+            return Ok(Some(mpi));
+        }
     }
     Ok(None)
 }
 
-fn is_version(text: &str) -> bool {
-    text.len() < 32 && text.split('.').count() >= 2 && text.starts_with(|c: char| c.is_ascii_digit())
-}
+/// Symbols that only one family's core library defines, in the order in which they are asked for: the
+/// derivatives of MPICH define MPICH's too.
+const FINGERPRINTS: &[(Family, &[&str])] = &[
+    // ompi/communicator/communicator.h: the object behind MPI_COMM_WORLD.
+    (Family::OpenMpi, &["ompi_mpi_comm_world"]),
+    (Family::IntelMpi, &["I_MPI_Check_image_status", "I_MPI_PW_Sched_yield", "impi_main"]),
+    // MVAPICH2 src/mpi/init/initinfo.c; MVAPICH 3 and later.
+    (Family::Mvapich, &["MPII_Version_MV2_string", "MVAPICH2_Version_string", "MVAPICH_Version_string"]),
+    // Cray MPT: Craype's GTL hooks and its own device.
+    (
+        Family::CrayMpich,
+        &["MPIDI_CRAY_init", "MPIDI_CRAY_get_version", "MPIR_CRAY_version", "_craympich_attach"],
+    ),
+    (Family::Mpc, &["mpc_user_main__", "mpc_mp_comm_rank"]),
+    // src/mpi/init/initinfo.c, src/mpi/errhan: there in every release since 1.
+    (Family::Mpich, &["MPIR_Err_create_code", "MPII_Version_string", "MPIR_Dup_fn", "MPIR_F08_MPI_IN_PLACE"]),
+];
 
-/// Open MPI keeps its version in libopen-pal, the core library as "v4.1.4" among its strings.
-fn open_mpi_version(view: &View, map: &LinkMap, mpi: &Whole) -> Result<Option<String>> {
-    let version = mpi.strings().find_map(|s| s.strip_prefix('v').filter(|v| is_plain_version(v)));
-    if let Some(version) = version {
-        return Ok(Some(version.to_owned()));
+/// Which MPI a library is; `None`: none that we know.
+pub fn identify(prober: &Prober, file: &Rc<Probed>, detail: Detail) -> Result<Option<Mpi>> {
+    let symbols = prober.symbols(file)?;
+    // Bindings for other languages define neither.
+    if !symbols.defines("PMPI_Init") && !symbols.defines("MPI_Init") {
+        return Ok(None);
     }
-    let pal = map.objects.iter().find(|o| o.name.starts_with("libopen-pal.so"));
-    if let Some(path) = pal.and_then(|o| o.path.as_ref())
-        && let Some(entry) = view.find(path)?
-    {
-        let text = Whole::read(&view.open_file(&entry)?, &entry.path)?.text("opal_version_string");
-        if let Some(version) = text.filter(|v| is_version(v)) {
-            return Ok(Some(version));
+    let defines = |names: &&[&str]| names.iter().any(|name| symbols.defines(name));
+    let Some((family, _)) = FINGERPRINTS.iter().find(|(_, names)| defines(names)) else { return Ok(None) };
+    let needs = |prefix: &str| file.object.needed.iter().any(|name| name.starts_with(prefix));
+    let generation = match family {
+        // ompi/instance/instance.c: new in 5. ompi_mpi_cxx_bool is the C++ bindings', of 1.10 and 2 to 4.
+        Family::OpenMpi if symbols.defines("ompi_mpi_instance_null") => Some(5),
+        Family::OpenMpi => Some(4),
+        _ => None,
+    };
+    let soname = file.object.soname.clone();
+    let is_standard = symbols.defines("MPI_Abi_get_version") && !has_legacy_handles(&symbols, *family);
+    let abi = match family {
+        _ if is_standard && soname.as_deref().is_some_and(|name| name.starts_with("libmpi_abi.")) => {
+            Abi::Standard
         }
+        Family::OpenMpi => {
+            Abi::OpenMpi(soname.as_deref().and_then(|name| name.rsplit('.').next()?.parse().ok()))
+        }
+        Family::Mpc => Abi::Other,
+        _ => Abi::Mpich,
+    };
+    let (pmi, pmi_from) = match family {
+        // Open MPI 4 and before reach PMIx by a plugin (opal/mca/pmix), 5 is linked with it.
+        Family::OpenMpi if needs("libpmix.so") => (Pmi::Pmix, PmiFrom::Linked),
+        Family::OpenMpi => (Pmi::Pmix, PmiFrom::Plugin),
+        // An MPICH configured --with-pmix links libpmix and then speaks nothing else.
+        _ if needs("libpmix.so") => (Pmi::Pmix, PmiFrom::Linked),
+        _ if needs("libpmi.so") || needs("libpmi2.so") => (Pmi::Simple, PmiFrom::Linked),
+        _ => (Pmi::Simple, PmiFrom::BuiltIn),
+    };
+    let mut mpi = Mpi {
+        family: *family,
+        version: None,
+        generation,
+        abi,
+        pmi: vec![pmi],
+        pmi_from,
+        tells_of_cuda: symbols.defines("MPIX_Query_cuda_support"),
+        soname,
+        library: file.path.clone(),
+    };
+    if detail == Detail::Version {
+        mpi.version = version(prober, file, &symbols, *family)?;
     }
-    // The generation is certain even where the number is not.
-    Ok(Some(if mpi.defines("ompi_mpi_instance_null") { "5" } else { "4" }.to_owned()))
+    Ok(Some(mpi))
 }
 
-fn is_plain_version(text: &str) -> bool {
-    text.len() < 24
-        && text.split('.').count() == 3
-        && text.split('.').take(2).all(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
+/// Open MPI's handles are addresses of objects of its own; the standard's are numbers.
+fn has_legacy_handles(symbols: &Symbols, family: Family) -> bool {
+    family == Family::OpenMpi && symbols.defines("ompi_mpi_int")
+}
+
+/// The version among a library's constants.
+fn version(prober: &Prober, file: &Probed, symbols: &Symbols, family: Family) -> Result<Option<String>> {
+    let bytes = prober.open(file)?;
+    // src/mpi/init/initinfo.c, until 4.1. Intel's says which MPICH it was made of.
+    if family != Family::IntelMpi
+        && let Some(address) = symbols.address("MPII_Version_string")
+        && let Some(text) = file.object.text_at(&bytes, &file.path, address).filter(|t| is_version(t))
+    {
+        return Ok(Some(text));
+    }
+    // Other libraries' versions are among the constants too.
+    let majors = match family {
+        Family::OpenMpi => 1..=9,
+        Family::IntelMpi => 2017..=2099,
+        _ => 3..=9,
+    };
+    let is_ours = |v: &&str| {
+        let major = v.split('.').next().and_then(|m| m.parse().ok());
+        is_version(v) && v.split('.').count() == 3 && major.is_some_and(|m: u32| majors.contains(&m))
+    };
+    Ok(file.object.find_text(&bytes, |text| match family {
+        // OMPI_IDENT_STRING, "v4.1.4"; release candidates and git builds have more behind it.
+        Family::OpenMpi => text.strip_prefix('v').filter(is_ours).map(String::from),
+        _ => Some(text).filter(is_ours).map(String::from),
+    }))
+}
+
+/// Two or three numbers, and what may follow the last one: `4.0`, `5.0.11rc1`.
+fn is_version(text: &str) -> bool {
+    let mut parts = text.split('.');
+    let is_number =
+        |part: &str| !part.is_empty() && part.len() <= 4 && part.bytes().all(|b| b.is_ascii_digit());
+    let first = parts.next().is_some_and(is_number);
+    let rest: Vec<&str> = parts.collect();
+    let Some((last, middle)) = rest.split_last() else { return false };
+    let suffix = last.trim_start_matches(|c: char| c.is_ascii_digit());
+    first
+        && rest.len() <= 2
+        && middle.iter().all(|part| is_number(part))
+        && last.starts_with(|c: char| c.is_ascii_digit())
+        && suffix.len() <= 8
+        && suffix.bytes().all(|b| b.is_ascii_alphanumeric())
 }
 
 #[cfg(test)]
@@ -152,7 +306,11 @@ mod tests {
 
     #[test]
     fn versions() {
-        assert!(is_plain_version("4.1.4") && is_plain_version("5.0.7") && !is_plain_version("%d.%d.%d"));
-        assert!(is_version("4.0.2") && !is_version("") && !is_version("release"));
+        for yes in ["4.1.4", "5.0.11rc1", "2021.19.0", "4.0", "3.4a2"] {
+            assert!(is_version(yes), "{yes}");
+        }
+        for no in ["", "release", "%d.%d.%d", "4", "1.2.3.4", "4.1.", ".1.4", "4.1.4-and-more", "12345.1.1"] {
+            assert!(!is_version(no), "{no}");
+        }
     }
 }

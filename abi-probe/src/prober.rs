@@ -4,6 +4,7 @@
 
 use std::cell::{OnceCell, RefCell};
 use std::collections::HashMap;
+use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -159,6 +160,19 @@ impl<'v> Prober<'v> {
         let file = self.view.open_file(&probed.entry)?;
         let symbols = Rc::new(Symbols::read(&file, &probed.path, &probed.object)?);
         Ok(Rc::clone(probed.symbols.get_or_init(|| symbols)))
+    }
+
+    /// The file of an object.
+    pub fn open(&self, probed: &Probed) -> Result<File> {
+        self.view.open_file(&probed.entry)
+    }
+
+    /// The object in a file; `None`: there is none, or none for this architecture.
+    pub fn file(&self, path: &Path, arch: Arch) -> Option<Rc<Probed>> {
+        match self.probe(path, arch) {
+            Probe::Object(probed) => Some(probed),
+            Probe::Nothing | Probe::Bad(_) => None,
+        }
     }
 
     /// What an object's relocations need from elsewhere.

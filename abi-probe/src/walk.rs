@@ -108,7 +108,7 @@ impl<'p, 'v, 'h> Walk<'p, 'v, 'h> {
         self.check(map, &main);
 
         let mut queue = vec![MAIN];
-        for name in self.preloads()? {
+        for name in self.preloads() {
             match self.resolve(&name, MAIN, map) {
                 Found::New(node) => {
                     self.enter(map, node, &name, Some(MAIN));
@@ -197,19 +197,20 @@ impl<'p, 'v, 'h> Walk<'p, 'v, 'h> {
     }
 
     /// LD_PRELOAD, then /etc/ld.so.preload (which musl does not read).
-    fn preloads(&self) -> Result<Vec<String>> {
+    fn preloads(&self) -> Vec<String> {
         let words = |list: &str| -> Vec<String> {
             list.split([':', ' ', '\t', '\n']).filter(|w| !w.is_empty()).map(String::from).collect()
         };
         let mut names = self.how.preload.map(words).unwrap_or_default();
+        // One that cannot be read is as good as none.
         if self.loader == Loader::Glibc
-            && let Some(list) = self.prober.view.read(Path::new("/etc/ld.so.preload"), MAX_LIST)?
+            && let Ok(Some(list)) = self.prober.view.read(Path::new("/etc/ld.so.preload"), MAX_LIST)
         {
             let list = String::from_utf8_lossy(&list).into_owned();
             let lines: Vec<&str> = list.lines().map(|l| l.split('#').next().unwrap_or_default()).collect();
             names.extend(words(&lines.join(" ")));
         }
-        Ok(names.iter().map(|name| self.expand(name, MAIN)).collect())
+        names.iter().map(|name| self.expand(name, MAIN)).collect()
     }
 
     fn traits(&self) -> Rc<Traits> {

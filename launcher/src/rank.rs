@@ -7,6 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use abi_probe::mpi::Detail;
 use abi_probe::rootfs::{Kind as FileKind, View};
 use nix::errno::Errno;
 
@@ -182,8 +183,9 @@ impl Request {
         meeting: Option<(&Mark, &Lock)>,
     ) -> Result<Inside> {
         let mark = meeting.map(|(mark, _)| mark);
+        let detail = if self.config.verbose.value { Detail::Version } else { Detail::Quick };
         let Drafted { plan, sources, building, environment, environ, program } =
-            self.draft(image, myself, &entered, mark)?;
+            self.draft(image, myself, &entered, mark, detail)?;
         let has_environment = environment != ImageEnvironment::default();
         let text = mark.map(|mark| {
             let builders =
@@ -210,6 +212,7 @@ impl Request {
         myself: &Myself,
         entered: &Entered,
         mark: Option<&Mark>,
+        detail: Detail,
     ) -> Result<Drafted> {
         let (how, server) = match image.kind {
             Kind::Directory => (None, None),
@@ -257,8 +260,8 @@ impl Request {
         let (environ, changes) = environment::make(&self.environ, &environment, &self.config, &workdir);
         let command = self.command.first().map(OsString::as_os_str).unwrap_or_default();
         let (path, program) = verdict::find_program(&view, command, &workdir, &environ)?;
-        let mpi =
-            verdict::judge(&view, &program, &workdir, &environ, self.job.as_ref(), self.config.mpi.value)?;
+        let how = (self.config.mpi.value, detail);
+        let mpi = verdict::judge(&view, &program, &workdir, &environ, self.job.as_ref(), how)?;
         let id = program.id;
         let plan = Plan {
             version: VERSION,
@@ -282,7 +285,7 @@ impl Request {
         let myself = Myself::now();
         let mark = self.mark(&image, &myself);
         let entered = Entered::new(&myself, None)?;
-        Ok(self.draft(&image, &myself, &entered, mark.as_ref())?.plan)
+        Ok(self.draft(&image, &myself, &entered, mark.as_ref(), Detail::Version)?.plan)
     }
 
     /// The working directory inside, and what to say if it is not the one outside.
@@ -369,7 +372,8 @@ impl Request {
         let (path, program) = verdict::find_program(&view, command, &workdir, &environ)?;
         let digest = program_digest(program.id, &environ);
         if digest != judged && !notes::is_judged(&digest) {
-            verdict::judge(&view, &program, &workdir, &environ, self.job.as_ref(), self.config.mpi.value)?;
+            let how = (self.config.mpi.value, Detail::Quick);
+            verdict::judge(&view, &program, &workdir, &environ, self.job.as_ref(), how)?;
             notes::judged(&digest);
         }
         Ok(Ready { workdir, program: path, environ })

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use abi_probe::elf::Arch;
 use abi_probe::linkmap::{Circumstances, Scope, Unrunnable};
-use abi_probe::mpi::{self, Family, Mpi, Pmi};
+use abi_probe::mpi::{self, Detail, Family, Mpi, Pmi};
 use abi_probe::prober::Prober;
 use abi_probe::rootfs::{Entry, Kind, Lookup, View};
 use pmi_shim::fit::{self, ImageMpi};
@@ -90,7 +90,7 @@ pub fn judge(
     workdir: &Path,
     environ: &Environ,
     job: Option<&JobStep>,
-    mode: MpiMode,
+    (mode, detail): (MpiMode, Detail),
 ) -> Result<MpiVerdict> {
     let failed = |e: abi_probe::Error| {
         Error::new(
@@ -108,18 +108,26 @@ pub fn judge(
         scope: Scope::Mpi,
         ..Circumstances::default()
     };
-    let map = Prober::new(view).program(program, &how).map_err(failed)?.map_err(unrunnable)?;
-    let Some(mpi) = mpi::identify(view, &map).map_err(failed)? else { return Ok(MpiVerdict::NoneSeen) };
+    let prober = Prober::new(view);
+    let map = prober.program(program, &how).map_err(failed)?.map_err(unrunnable)?;
+    let Some(mut mpi) = mpi::in_map(&prober, &map, detail).map_err(failed)? else {
+        return Ok(MpiVerdict::NoneSeen);
+    };
     let Some(job) = job else { return Ok(MpiVerdict::Own { mpi }) };
-    match fit::judge(&job.rank, &facts(&mpi), |name| environ.get(name)) {
-        Ok(()) => Ok(MpiVerdict::Own { mpi }),
-        Err(misfit) if mode == MpiMode::Image => Ok(MpiVerdict::Forced { mpi, why: misfit.why }),
-        Err(misfit) => Err(Error::new(
-            Code::PmiMismatch,
-            misfit.why,
-            format!("{} (--mpi=image runs it all the same)", misfit.cure),
-        )),
+    let fits = |mpi: &Mpi| fit::judge(&job.rank, &facts(mpi), |name| environ.get(name));
+    let Err(mut misfit) = fits(&mpi) else { return Ok(MpiVerdict::Own { mpi }) };
+    // Now that it will be named: its version too.
+    if detail == Detail::Quick
+        && let Some(named) = mpi::in_map(&prober, &map, Detail::Version).map_err(failed)?
+    {
+        mpi = named;
+        misfit = fits(&mpi).err().unwrap_or(misfit);
     }
+    if mode == MpiMode::Image {
+        return Ok(MpiVerdict::Forced { mpi, why: misfit.why });
+    }
+    let cure = format!("{} (--mpi=image runs it all the same)", misfit.cure);
+    Err(Error::new(Code::PmiMismatch, misfit.why, cure))
 }
 
 fn facts(mpi: &Mpi) -> ImageMpi {

@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use abi_probe::bind::{self, Abort, Binding};
+use abi_probe::elf::Arch;
 use abi_probe::linkmap::{Circumstances, LinkMap, Problem, Unrunnable};
+use abi_probe::mpi::{self, Detail, Mpi, Pmi, PmiFrom};
 use abi_probe::prober::Prober;
-use abi_probe::rootfs::View;
+use abi_probe::rootfs::{Entry, View};
 use abi_probe::{Error, Result};
 use clap::{Parser, Subcommand};
 use serde::Serialize;
@@ -25,6 +27,21 @@ struct Cli {
 enum Command {
     /// Print the link map of programs and libraries, in ldd's layout
     Links(Links),
+    /// Print which MPI libraries are, what they are compatible with and what they speak
+    Mpi(MpiArgs),
+}
+
+#[derive(clap::Args, Debug)]
+struct MpiArgs {
+    /// MPI libraries, or programs that link one
+    #[arg(required = true)]
+    files: Vec<PathBuf>,
+    /// The root that paths are taken in
+    #[arg(long, default_value = "/", value_name = "DIR")]
+    root: PathBuf,
+    /// As JSON, one object for each file
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(clap::Args, Debug)]
@@ -87,8 +104,11 @@ struct Object {
 }
 
 fn main() -> ExitCode {
-    let Command::Links(args) = Cli::parse().command;
-    match links(&args) {
+    let answered = match Cli::parse().command {
+        Command::Links(args) => links(&args),
+        Command::Mpi(args) => mpis(&args),
+    };
+    match answered {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
         Err(e) => {
@@ -96,6 +116,54 @@ fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+/// Answers whether every file is an MPI, or links one.
+fn mpis(args: &MpiArgs) -> Result<bool> {
+    let view = View::open(&args.root)?;
+    let prober = Prober::new(&view);
+    let mut all = true;
+    for path in &args.files {
+        let found = match view.find(path)? {
+            None => Err("there is no such file in the root".to_owned()),
+            Some(entry) => {
+                mpi_of(&prober, &entry)?.ok_or_else(|| "no MPI that we know, and it links none".to_owned())
+            }
+        };
+        match found {
+            Ok(mpi) if args.json => println!("{}", serde_json::to_string(&mpi).unwrap_or_default()),
+            Ok(mpi) => println!("{}: {}", path.display(), tell(&mpi)),
+            Err(why) => {
+                all = false;
+                eprintln!("abi-probe: {}: {why}", path.display());
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// The library itself, or the one that a program links.
+fn mpi_of(prober: &Prober, entry: &Entry) -> Result<Option<Mpi>> {
+    if let Some(file) = prober.file(&entry.path, Arch::NATIVE)
+        && let Some(mpi) = mpi::identify(prober, &file, Detail::Version)?
+    {
+        return Ok(Some(mpi));
+    }
+    match prober.program(entry, &Circumstances::default())? {
+        Ok(map) => mpi::in_map(prober, &map, Detail::Version),
+        Err(_) => Ok(None),
+    }
+}
+
+fn tell(mpi: &Mpi) -> String {
+    let speaks: Vec<&str> =
+        mpi.pmi.iter().map(|p| if *p == Pmi::Pmix { "PMIx" } else { "PMI-1/2" }).collect();
+    let from = match mpi.pmi_from {
+        PmiFrom::BuiltIn => "built in",
+        PmiFrom::Linked => "linked",
+        PmiFrom::Plugin => "by a plugin",
+    };
+    format!("{}; ABI: {}; speaks {} ({from})", mpi.describe(), mpi.abi, speaks.join(" and "))
 }
 
 /// Answers whether every program could be looked at.
