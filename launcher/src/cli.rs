@@ -3,7 +3,9 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use pmi_shim::launcher::ASSUMED;
 
 /// Run one containerised MPI rank: put it between the launcher and the program.
 ///
@@ -55,12 +57,28 @@ impl Cli {
 pub enum Command {
     /// Print exactly what would be done, and do nothing
     Plan(PlanArgs),
+    /// Say whether the program would run, and why not
+    Check(CheckArgs),
     /// Print the configuration, and where each value comes from
     Config {
         /// As JSON
         #[arg(long)]
         json: bool,
     },
+}
+
+/// Arguments of `check`.
+#[derive(Args, Debug)]
+pub struct CheckArgs {
+    /// As JSON (docs/check.schema.json)
+    #[arg(long)]
+    pub json: bool,
+    /// Which launcher to assume; else the one that started this process
+    #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(ASSUMED.iter().map(|(name, _)| *name)))]
+    pub launcher: Option<String>,
+    /// What would be run.
+    #[command(flatten)]
+    pub run: Run,
 }
 
 /// Arguments of `plan`.

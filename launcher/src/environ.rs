@@ -39,6 +39,13 @@ impl Environ {
         self.0.remove(name);
     }
 
+    /// Without the variables whose names begin so.
+    pub fn without(mut self, beginnings: &[&str]) -> Environ {
+        self.0
+            .retain(|name, _| !beginnings.iter().any(|b| name.as_encoded_bytes().starts_with(b.as_bytes())));
+        self
+    }
+
     /// All, ordered by name.
     pub fn iter(&self) -> impl Iterator<Item = (&OsStr, &OsStr)> {
         self.0.iter().map(|(k, v)| (k.as_os_str(), v.as_os_str()))

@@ -71,6 +71,10 @@ catalogue! {
     ProgramNotExecutable "program-not-executable" EXIT_NOT_EXECUTABLE "The command exists and is not executable.";
     InterpreterMissing "interpreter-missing" EXIT_NOT_EXECUTABLE "The command's interpreter (of its #! line, or its dynamic loader) is not in the container.";
     WrongArchitecture "wrong-architecture" EXIT_NOT_EXECUTABLE "The command is a program for another machine.";
+    LibraryMissing "library-missing" EXIT_REFUSED "A library that the program needs is in no place where its loader looks.";
+    LibraryDamaged "library-damaged" EXIT_REFUSED "A file in the place of a library that the program needs is no library.";
+    SymbolMissing "symbol-missing" EXIT_REFUSED "A symbol or version that must be bound before the program starts is defined nowhere.";
+    ProcessorTooOld "processor-too-old" EXIT_REFUSED "The program or a library of it is made for a newer processor.";
     Exec "exec" EXIT_NOT_EXECUTABLE "The kernel refused to execute the command.";
 }
 

@@ -1,6 +1,7 @@
 //! `hpc-launch`: one containerised MPI rank per slot of the host's own launcher. See docs/ARCHITECTURE.md.
 #![cfg_attr(not(test), no_main)]
 
+mod check;
 mod cli;
 mod config;
 mod detached;
@@ -18,8 +19,9 @@ use std::ffi::OsString;
 use std::io::Write;
 
 use clap::Parser;
+use pmi_shim::launcher::{ASSUMED, VARIABLES};
 
-use crate::cli::{Cli, Command, Run};
+use crate::cli::{CheckArgs, Cli, Command, Run};
 use crate::config::Config;
 use crate::environ::Environ;
 use crate::error::{Code, EXIT_REFUSED, Error, Result};
@@ -70,7 +72,7 @@ fn start(arguments: Vec<OsString>) -> u8 {
     let environ = Environ::of_process();
     let job = JobStep::of_process(&environ);
     match dispatch(cli, environ, job.clone()) {
-        Ok(()) => 0,
+        Ok(status) => status,
         Err(e) => {
             report_once(job.as_ref(), &e);
             e.code.exit()
@@ -87,14 +89,17 @@ fn report_once(job: Option<&JobStep>, e: &Error) {
     }
 }
 
-fn dispatch(cli: Cli, environ: Environ, job: Option<JobStep>) -> Result<()> {
+/// Answers the exit status.
+fn dispatch(cli: Cli, environ: Environ, job: Option<JobStep>) -> Result<u8> {
     match (cli.command, cli.image) {
-        (Some(Command::Config { json }), _) => show_config(&Config::load(&environ, None)?, json),
+        (Some(Command::Config { json }), _) => show_config(&Config::load(&environ, None)?, json).map(|()| 0),
+        (Some(Command::Check(mut args)), _) => {
+            let json = args.json || wants_json(&mut args.run);
+            show_check(args, environ, job, json)
+        }
         (Some(Command::Plan(mut args)), _) => {
-            // `plan IMAGE COMMAND --json`, as people type it; `--` keeps a --json of the command's.
-            let json = args.json
-                || args.run.command.len() > 1 && args.run.command.pop_if(|a| a == "--json").is_some();
-            show_plan(&request(args.run, environ, job)?, json)
+            let json = args.json || wants_json(&mut args.run);
+            show_plan(&request(args.run, environ, job)?, json).map(|()| 0)
         }
         (None, Some(image)) => {
             let run = Run { options: cli.options, image, command: cli.command_line };
@@ -102,6 +107,31 @@ fn dispatch(cli: Cli, environ: Environ, job: Option<JobStep>) -> Result<()> {
         }
         (None, None) => Err(Error::new(Code::Usage, "neither image nor subcommand", "see hpc-launch --help")),
     }
+}
+
+/// `plan IMAGE COMMAND --json`, as people type it; `--` keeps a --json of the command's.
+fn wants_json(run: &mut Run) -> bool {
+    run.command.len() > 1 && run.command.pop_if(|a| a == "--json").is_some()
+}
+
+/// The verdict, under the launcher that is assumed.
+fn show_check(args: CheckArgs, environ: Environ, job: Option<JobStep>, json: bool) -> Result<u8> {
+    let assumed = args.launcher.and_then(|name| ASSUMED.iter().find(|(known, _)| *known == name));
+    let (environ, job) = match assumed {
+        None => (environ, job),
+        Some((_, variables)) => {
+            let mut environ = environ.without(VARIABLES);
+            for (name, value) in *variables {
+                environ.set(name, value);
+            }
+            let job = JobStep::of_process(&environ);
+            (environ, job)
+        }
+    };
+    let verbose = args.run.options.verbose;
+    let report = request(args.run, environ, job)?.check();
+    print(&if json { to_json(&report)? } else { report.text(verbose) })?;
+    Ok(if report.would_run() { 0 } else { EXIT_REFUSED })
 }
 
 fn request(run: Run, environ: Environ, job: Option<JobStep>) -> Result<Request> {

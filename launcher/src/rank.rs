@@ -11,6 +11,7 @@ use abi_probe::mpi::Detail;
 use abi_probe::rootfs::{Kind as FileKind, View};
 use nix::errno::Errno;
 
+use crate::check::{self, Judged, Links, Report};
 use crate::config::Config;
 use crate::environ::Environ;
 use crate::error::{Code, Error, Result, in_image};
@@ -184,7 +185,7 @@ impl Request {
     ) -> Result<Inside> {
         let mark = meeting.map(|(mark, _)| mark);
         let detail = if self.config.verbose.value { Detail::Version } else { Detail::Quick };
-        let Drafted { plan, sources, building, environment, environ, program } =
+        let Drafted { plan, sources, building, environment, environ, program, .. } =
             self.draft(image, myself, &entered, mark, detail)?;
         let has_environment = environment != ImageEnvironment::default();
         let text = mark.map(|mark| {
@@ -276,7 +277,26 @@ impl Request {
             mpi,
             notes: remarks,
         };
-        Ok(Drafted { plan, sources, building, environment, environ, program: id })
+        Ok(Drafted { plan, sources, building, view, environment, environ, program: id })
+    }
+
+    /// Whether the program would run. To be called in a process that ends afterwards, as [`Request::plan`].
+    pub fn check(&self) -> Report {
+        let rank = self.job.as_ref().map(|job| &job.rank);
+        Report::new(&self.image, rank, self.judge())
+    }
+
+    fn judge(&self) -> Result<Judged> {
+        let image = Image::open(&self.image)?;
+        let myself = Myself::now();
+        let entered = Entered::new(&myself, None)?;
+        let drafted = self.draft(&image, &myself, &entered, None, Detail::Version)?;
+        let plan = drafted.plan;
+        let links = match drafted.view.find(&plan.workdir.join(&plan.program)) {
+            Ok(Some(entry)) => check::links(&drafted.view, &entry, &plan.workdir, &drafted.environ)?,
+            _ => Links::default(),
+        };
+        Ok(Judged { program: plan.program, mpi: plan.mpi, links })
     }
 
     /// The plan alone. To be called in a process that ends afterwards: it is in namespaces of its own.
@@ -399,6 +419,8 @@ struct Drafted {
     plan: Plan,
     sources: Sources,
     building: Building,
+    /// As the sandbox will be.
+    view: View,
     environment: ImageEnvironment,
     environ: Environ,
     /// Device and inode of the program.

@@ -176,6 +176,64 @@ fn slurm_local_size(get: &impl Fn(&str) -> Option<String>) -> Option<u32> {
     None
 }
 
+/// What the launchers set for rank 0 of 2, as far as it tells them apart: for judging a program where no
+/// launcher runs. By the name of the launcher and of what it offers.
+pub const ASSUMED: &[(&str, &[(&str, &str)])] = &[
+    (
+        "openmpi",
+        &[
+            ("PMIX_NAMESPACE", "assumed"),
+            ("PMIX_RANK", "0"),
+            ("OMPI_COMM_WORLD_SIZE", "2"),
+            ("OMPI_MCA_orte_local_daemon_uri", "assumed"),
+        ],
+    ),
+    (
+        "prrte",
+        &[
+            ("PMIX_NAMESPACE", "assumed"),
+            ("PMIX_RANK", "0"),
+            ("OMPI_COMM_WORLD_SIZE", "2"),
+            ("PRTE_LAUNCHED", "1"),
+        ],
+    ),
+    ("hydra", &[("PMI_FD", "6"), ("PMI_RANK", "0"), ("PMI_SIZE", "2")]),
+    (
+        "slurm-pmi2",
+        &[
+            ("PMI_FD", "6"),
+            ("PMI_RANK", "0"),
+            ("PMI_SIZE", "2"),
+            ("PMI_JOBID", "1.0"),
+            ("SLURM_STEP_ID", "0"),
+            ("SLURM_NODELIST", "assumed"),
+        ],
+    ),
+    (
+        "slurm-pmix",
+        &[
+            ("PMIX_NAMESPACE", "slurm.pmix.1.0"),
+            ("PMIX_RANK", "0"),
+            ("SLURM_STEP_ID", "0"),
+            ("SLURM_STEP_NUM_TASKS", "2"),
+            ("SLURM_NODELIST", "assumed"),
+        ],
+    ),
+    (
+        "slurm-none",
+        &[
+            ("SLURM_JOB_ID", "1"),
+            ("SLURM_STEP_ID", "0"),
+            ("SLURM_PROCID", "0"),
+            ("SLURM_STEP_NUM_TASKS", "2"),
+        ],
+    ),
+    ("none", &[]),
+];
+
+/// Variables by which launchers are known, by their beginnings.
+pub const VARIABLES: &[&str] = &["PMI_", "PMIX_", "OMPI_", "PRTE_", "SLURM_", "FLUX_", "MPI_LOCAL"];
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -254,5 +312,28 @@ mod tests {
             ("PMI_RANK", "0"),
         ]);
         assert_eq!(rank.unwrap().launcher, Launcher::Hydra);
+    }
+
+    #[test]
+    fn assumed_launchers_are_known_as_what_they_are() {
+        let known: Vec<_> =
+            ASSUMED.iter().map(|(_, vars)| from(vars).map(|r| (r.launcher, r.offers))).collect();
+        assert_eq!(
+            known,
+            [
+                Some((Launcher::OpenMpi4, Offer::Pmix)),
+                Some((Launcher::Prrte, Offer::Pmix)),
+                Some((Launcher::Hydra, Offer::Simple)),
+                Some((Launcher::Slurm, Offer::Simple)),
+                Some((Launcher::Slurm, Offer::Pmix)),
+                Some((Launcher::Slurm, Offer::Nothing)),
+                None,
+            ]
+        );
+        for (name, value) in ASSUMED.iter().flat_map(|(_, vars)| *vars) {
+            assert!(VARIABLES.iter().any(|v| name.starts_with(v)), "{name}={value}");
+        }
+        let sizes = ASSUMED.iter().filter_map(|(_, vars)| from(vars)).map(|r| r.size);
+        assert!(sizes.into_iter().all(|size| size == Some(2)));
     }
 }
