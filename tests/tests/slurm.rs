@@ -260,7 +260,12 @@ fn a_batch_script_of_several_steps() {
                         cma: 4 of 4 reads correct\nhydra 0\n\
                         ring of 4 ranks: sum 6 correct\nmpirun 0\n\
                         ring of 1 ranks: sum 0 correct\nalone 0\n";
-        run.run().prints(expected);
+        let outcome = run.run().good();
+        // srun says so itself when the step before has not quite gone: "Job 1 step creation temporarily disabled".
+        let said = outcome.out();
+        let lines =
+            said.lines().filter(|l| !l.starts_with("srun: Job ") && !l.starts_with("srun: Step created"));
+        assert_eq!(lines.collect::<Vec<_>>(), expected.lines().collect::<Vec<_>>(), "{outcome}");
     }
     bed.is_clean("batch scripts");
 }
