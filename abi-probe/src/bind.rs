@@ -7,7 +7,7 @@ use std::rc::Rc;
 use serde::Serialize;
 
 use crate::error::Result;
-use crate::linkmap::LinkMap;
+use crate::linkmap::{LinkMap, Linked, OpenedObject};
 use crate::prober::{Probed, Prober};
 use crate::symbols::{Class, Lookup, Reference, Symbols};
 
@@ -77,17 +77,46 @@ pub struct Binding {
     pub aborts: Vec<Abort>,
 }
 
-/// An object in the global scope.
+/// An object in a scope.
 struct Member {
     shown: String,
     names: Vec<String>,
     file: Rc<Probed>,
     symbols: Rc<Symbols>,
     is_loader: bool,
+    /// The program itself: its copies are not copied from, and all its references are needed at once.
+    is_program: bool,
 }
 
-/// Binds every symbol of a link map.
+/// Binds every symbol of what a program links.
 pub fn bind(prober: &Prober, map: &LinkMap) -> Result<Binding> {
+    bind_members(prober, &global(prober, map)?)
+}
+
+/// The same for each of [`LinkMap::opened`], which see the program's objects and then their own; the program's
+/// own binding comes first.
+pub fn bind_all(prober: &Prober, map: &LinkMap) -> Result<(Binding, Vec<Binding>)> {
+    let mut scope = global(prober, map)?;
+    let own = bind_members(prober, &scope)?;
+    let linked = scope.len();
+    let mut opened = Vec::new();
+    for one in &map.opened {
+        let found: Vec<&OpenedObject> = one.objects.iter().filter(|o| o.linked.file.is_some()).collect();
+        for object in &found {
+            scope.extend(member(prober, &object.linked)?);
+        }
+        let mut binding = Binding::default();
+        for (index, _) in found.iter().enumerate().filter(|(_, object)| object.is_new) {
+            bind_member(prober, &scope, linked + index, &mut binding)?;
+        }
+        opened.push(binding);
+        scope.truncate(linked);
+    }
+    Ok((own, opened))
+}
+
+/// The objects that the program links, itself first.
+fn global(prober: &Prober, map: &LinkMap) -> Result<Vec<Member>> {
     let mut scope = Vec::new();
     if let Some(main) = &map.main {
         let shown = main.path.display().to_string();
@@ -97,26 +126,45 @@ pub fn bind(prober: &Prober, map: &LinkMap) -> Result<Binding> {
             symbols: prober.symbols(main)?,
             file: Rc::clone(main),
             is_loader: false,
+            is_program: true,
         });
     }
     for linked in &map.objects {
-        let (Some(file), Some(path)) = (&linked.file, &linked.path) else { continue };
-        scope.push(Member {
-            shown: path.display().to_string(),
-            names: linked.names.clone(),
-            symbols: prober.symbols(file)?,
-            file: Rc::clone(file),
-            is_loader: linked.is_loader,
-        });
+        scope.extend(member(prober, linked)?);
     }
+    Ok(scope)
+}
+
+fn member(prober: &Prober, linked: &Linked) -> Result<Option<Member>> {
+    let (Some(file), Some(path)) = (&linked.file, &linked.path) else { return Ok(None) };
+    Ok(Some(Member {
+        shown: path.display().to_string(),
+        names: linked.names.clone(),
+        symbols: prober.symbols(file)?,
+        file: Rc::clone(file),
+        is_loader: linked.is_loader,
+        is_program: false,
+    }))
+}
+
+fn bind_members(prober: &Prober, scope: &[Member]) -> Result<Binding> {
     let mut binding = Binding::default();
-    for (index, member) in scope.iter().enumerate().filter(|(_, m)| !m.is_loader) {
-        check_versions(&scope, member, &mut binding);
-        for reference in prober.references(&member.file)? {
-            bind_one(&scope, index, &reference, &mut binding);
-        }
+    for index in 0..scope.len() {
+        bind_member(prober, scope, index, &mut binding)?;
     }
     Ok(binding)
+}
+
+fn bind_member(prober: &Prober, scope: &[Member], index: usize, binding: &mut Binding) -> Result<()> {
+    let member = &scope[index];
+    if member.is_loader {
+        return Ok(());
+    }
+    check_versions(scope, member, binding);
+    for reference in prober.references(&member.file)? {
+        bind_one(scope, index, &reference, binding);
+    }
+    Ok(())
 }
 
 impl Member {
@@ -145,10 +193,10 @@ fn check_versions(scope: &[Member], member: &Member, binding: &mut Binding) {
 
 fn bind_one(scope: &[Member], index: usize, reference: &Reference, binding: &mut Binding) {
     let me = &scope[index];
-    let hard = index == 0 || reference.eager || me.file.object.bind_now;
+    let hard = me.is_program || reference.eager || me.file.object.bind_now;
     // Its own symbols first for an object linked with -Bsymbolic; the program's not for its own copies.
     let own = me.file.object.symbolic.then_some(index);
-    let others = (0..scope.len()).filter(|i| reference.class != Class::Copy || *i != 0);
+    let others = (0..scope.len()).filter(|i| reference.class != Class::Copy || !scope[*i].is_program);
     // Since glibc 2.30 the file that is named with the version is of no account: symbols move between files.
     for member in own.into_iter().chain(others).map(|i| &scope[i]) {
         let Lookup::Found(size) = member.symbols.lookup(reference) else { continue };

@@ -7,9 +7,14 @@
 pub mod bind;
 pub mod elf;
 pub mod error;
+pub mod inject;
+pub mod install;
 pub mod ldso;
 pub mod linkmap;
+pub mod merge;
 pub mod mpi;
+pub mod obstacle;
+pub mod parts;
 pub mod prober;
 pub mod rootfs;
 pub mod symbols;

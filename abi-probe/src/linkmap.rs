@@ -67,6 +67,41 @@ pub struct LinkMap {
     pub objects: Vec<Linked>,
     /// What the loader will not like.
     pub problems: Vec<Problem>,
+    /// What the program opens later, in the order of [`Circumstances::opens`].
+    pub opened: Vec<Opened>,
+}
+
+/// What dlopen of an object brings into the process.
+#[derive(Debug, Clone)]
+pub struct Opened {
+    /// As it was asked for.
+    pub name: String,
+    /// Its own scope but for what the program has linked, itself first; empty: the program has linked it.
+    pub objects: Vec<OpenedObject>,
+    /// What the loader will not like.
+    pub problems: Vec<Problem>,
+}
+
+/// An object that is not among those that the program links.
+#[derive(Debug, Clone)]
+pub struct OpenedObject {
+    /// It; `needed_by` is a place in [`Opened::objects`].
+    pub linked: Linked,
+    /// Nothing opened earlier has brought it.
+    pub is_new: bool,
+}
+
+impl LinkMap {
+    /// What answers to a name in this process: linked, or opened.
+    pub fn answer(&self, name: &str) -> Option<&Rc<Probed>> {
+        let opened = self.opened.iter().flat_map(|o| o.objects.iter().map(|o| &o.linked));
+        let answers = |linked: &&Linked| {
+            let soname = linked.file.as_ref().and_then(|f| f.object.soname.as_deref());
+            linked.file.is_some()
+                && (linked.name == name || soname == Some(name) || linked.names.iter().any(|n| n == name))
+        };
+        self.objects.iter().chain(opened).find(answers)?.file.as_ref()
+    }
 }
 
 /// Why a program cannot be started at all.
@@ -125,11 +160,14 @@ pub struct Circumstances<'a> {
     pub cpu: Cpu,
     /// What is wanted.
     pub scope: Scope,
+    /// What the program will dlopen: names or paths.
+    pub opens: &'a [String],
 }
 
 impl Default for Circumstances<'_> {
     fn default() -> Self {
         let directory = Path::new("/");
-        Circumstances { library_path: None, preload: None, directory, cpu: Cpu::this(), scope: Scope::Whole }
+        let cpu = Cpu::this();
+        Circumstances { library_path: None, preload: None, directory, cpu, scope: Scope::Whole, opens: &[] }
     }
 }

@@ -7,7 +7,7 @@
 use std::path::PathBuf;
 use std::rc::Rc;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
 use crate::linkmap::LinkMap;
@@ -15,7 +15,7 @@ use crate::prober::{Probed, Prober};
 use crate::symbols::Symbols;
 
 /// Whose MPI it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Family {
     /// Open MPI and what is made of it.
@@ -47,7 +47,7 @@ impl Family {
 }
 
 /// What a program must have been compiled for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Abi {
     /// Open MPI's, of the generation that its soname ends with: 12 (1.10), 20 (2), 40 (3, 4 and 5).
@@ -73,7 +73,7 @@ impl std::fmt::Display for Abi {
 }
 
 /// The wire protocols by which an MPI asks its launcher who it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Pmi {
     /// PMI-1 and PMI-2 over PMI_FD or PMI_PORT.
@@ -83,7 +83,7 @@ pub enum Pmi {
 }
 
 /// How an MPI comes by what it speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PmiFrom {
     /// It is part of the library.
@@ -95,7 +95,7 @@ pub enum PmiFrom {
 }
 
 /// An MPI library.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Mpi {
     /// Whose it is.
     pub family: Family,

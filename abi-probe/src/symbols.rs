@@ -233,6 +233,14 @@ impl Symbols {
         self.candidates(name).into_iter().any(|i| self.symbol(i).is_some_and(|s| any(&s)))
     }
 
+    /// Names of everything that the object has for others.
+    pub fn exports(&self) -> impl Iterator<Item = std::borrow::Cow<'_, str>> {
+        (1..self.symbols.len() / self.symbol_size())
+            .filter_map(|i| self.symbol(i))
+            .filter(|s| s.section != SHN_UNDEF && is_global(s))
+            .map(|s| self.text(s.name))
+    }
+
     /// The address of the definition of this name.
     pub fn address(&self, name: &str) -> Option<u64> {
         let defined = |i: usize| self.symbol(i).filter(|s| s.section != SHN_UNDEF && is_global(s));

@@ -10,7 +10,7 @@ use std::rc::Rc;
 use crate::elf::{Arch, Object};
 use crate::error::{Error, Result};
 use crate::ldso::{self, Loader, Traits};
-use crate::linkmap::{Circumstances, LinkMap, Linked, Problem, Scope};
+use crate::linkmap::{Circumstances, LinkMap, Linked, Opened, OpenedObject, Problem, Scope};
 use crate::prober::{MAX_LIST, Probe, Probed, Prober};
 
 /// More objects than any real program maps.
@@ -105,11 +105,11 @@ impl<'p, 'v, 'h> Walk<'p, 'v, 'h> {
             Some(list) if !list.is_empty() => self.directories(list, true, MAIN),
             _ => Vec::new(),
         };
-        self.check(map, &main);
+        self.check(&mut map.problems, &main);
 
         let mut queue = vec![MAIN];
         for name in self.preloads() {
-            match self.resolve(&name, MAIN, map) {
+            match self.resolve(&name, MAIN, &mut map.problems) {
                 Found::New(node) => {
                     self.enter(map, node, &name, Some(MAIN));
                     queue.push(node);
@@ -130,7 +130,7 @@ impl<'p, 'v, 'h> Walk<'p, 'v, 'h> {
                     return Err(Error::elf(&map.program, format!("links more than {MAX_OBJECTS} objects")));
                 }
                 let needed = self.expand(needed, node);
-                match self.resolve(&needed, node, map) {
+                match self.resolve(&needed, node, &mut map.problems) {
                     Found::New(found) => {
                         self.enter(map, found, &needed, Some(node));
                         queue.push(found);
@@ -154,6 +154,10 @@ impl<'p, 'v, 'h> Walk<'p, 'v, 'h> {
             }
         }
         map.interp = Some(interp.into());
+        for name in self.how.opens {
+            let opened = self.open(name);
+            map.opened.push(opened);
+        }
         for (index, node) in self.nodes.iter_mut().enumerate() {
             if let Some(slot) = node.slot {
                 map.objects[slot].names = std::mem::take(&mut node.names);
@@ -161,6 +165,62 @@ impl<'p, 'v, 'h> Walk<'p, 'v, 'h> {
             }
         }
         Ok(())
+    }
+
+    /// What dlopen of `name` by the program brings: in the order of its own scope, without what is in the map.
+    fn open(&mut self, name: &str) -> Opened {
+        let mut opened = Opened { name: name.to_owned(), objects: Vec::new(), problems: Vec::new() };
+        let before = self.nodes.len();
+        let missing = |name: String, needed_by| OpenedObject {
+            linked: Linked { name, path: None, needed_by, file: None, names: Vec::new(), is_loader: false },
+            is_new: true,
+        };
+        // Nodes, with the names they are asked for by, and the place of who asks.
+        let mut queue: Vec<(usize, String, Option<usize>)> = Vec::new();
+        match self.resolve(name, MAIN, &mut opened.problems) {
+            Found::New(node) | Found::Known(node) => queue.push((node, name.to_owned(), None)),
+            Found::Missing => opened.objects.push(missing(name.to_owned(), None)),
+        }
+        let mut next = 0;
+        while let Some((node, name, by)) = queue.get(next).cloned() {
+            next += 1;
+            // What the program has linked is in every scope, with all that it needs.
+            if node == MAIN || node == LOADER || self.nodes[node].slot.is_some() {
+                continue;
+            }
+            let file = self.nodes[node].file.clone();
+            let place = opened.objects.len();
+            opened.objects.push(OpenedObject {
+                linked: Linked {
+                    name,
+                    path: self.nodes[node].names.first().map(PathBuf::from),
+                    needed_by: by,
+                    file: file.clone(),
+                    names: self.nodes[node].names.clone(),
+                    is_loader: false,
+                },
+                is_new: node >= before,
+            });
+            let Some(file) = file else { continue };
+            if node >= before {
+                self.check(&mut opened.problems, &file);
+            }
+            for needed in &file.object.needed {
+                if queue.len() >= MAX_OBJECTS {
+                    break;
+                }
+                let needed = self.expand(needed, node);
+                match self.resolve(&needed, node, &mut opened.problems) {
+                    Found::New(found) | Found::Known(found) => {
+                        if !queue.iter().any(|(node, ..)| *node == found) {
+                            queue.push((found, needed, Some(place)));
+                        }
+                    }
+                    Found::Missing => opened.objects.push(missing(needed, Some(place))),
+                }
+            }
+        }
+        opened
     }
 
     /// Gives a node its place in the map.
@@ -183,16 +243,16 @@ impl<'p, 'v, 'h> Walk<'p, 'v, 'h> {
             },
         );
         if let Some(file) = self.nodes[node].file.clone() {
-            self.check(map, &file);
+            self.check(&mut map.problems, &file);
         }
     }
 
-    fn check(&self, map: &mut LinkMap, file: &Probed) {
+    fn check(&self, problems: &mut Vec<Problem>, file: &Probed) {
         // Bit 0 is the baseline, bit 1 is v2, …
         let needed = 32 - file.object.isa_needed.leading_zeros();
         if needed > self.how.cpu.level && self.traits().hwcaps {
             let path = file.path.clone();
-            map.problems.push(Problem::IsaLevel { path, needed, have: self.how.cpu.level });
+            problems.push(Problem::IsaLevel { path, needed, have: self.how.cpu.level });
         }
     }
 
@@ -245,7 +305,7 @@ impl<'p, 'v, 'h> Walk<'p, 'v, 'h> {
     }
 
     /// The object that answers to `name` for the node `by`.
-    fn resolve(&mut self, name: &str, by: usize, map: &mut LinkMap) -> Found {
+    fn resolve(&mut self, name: &str, by: usize, problems: &mut Vec<Problem>) -> Found {
         if let Some(known) = self.nodes.iter().position(|node| node.goes_by(name)) {
             if !self.nodes[known].names.iter().any(|n| n == name) {
                 self.nodes[known].names.push(name.to_owned());
@@ -255,7 +315,8 @@ impl<'p, 'v, 'h> Walk<'p, 'v, 'h> {
         if self.loader == Loader::Musl && is_musls_own(name) {
             return Found::Known(LOADER);
         }
-        let spelled = if name.contains('/') { self.attempt(name, map) } else { self.search(name, by, map) };
+        let spelled =
+            if name.contains('/') { self.attempt(name, problems) } else { self.search(name, by, problems) };
         let Some((spelled, file)) = spelled else { return Found::Missing };
         let same = |node: &Node| {
             node.is_known_by_file && node.file.as_ref().is_some_and(|f| f.entry.id == file.entry.id)
@@ -275,7 +336,7 @@ impl<'p, 'v, 'h> Walk<'p, 'v, 'h> {
         Found::New(self.nodes.len() - 1)
     }
 
-    fn search(&self, name: &str, by: usize, map: &mut LinkMap) -> Option<(String, Rc<Probed>)> {
+    fn search(&self, name: &str, by: usize, problems: &mut Vec<Problem>) -> Option<(String, Rc<Probed>)> {
         let chain = std::iter::successors(Some(by), |node| self.nodes[*node].needed_by);
         if self.loader == Loader::Musl {
             // LD_LIBRARY_PATH first; both kinds of path, both inherited.
@@ -283,44 +344,54 @@ impl<'p, 'v, 'h> Walk<'p, 'v, 'h> {
             let lists = std::iter::once(Some(self.library_path.clone()))
                 .chain(chain.map(own))
                 .chain([Some(self.default_directories())]);
-            return lists.flatten().find_map(|list| self.look_in(&list, name, map));
+            return lists.flatten().find_map(|list| self.look_in(&list, name, problems));
         }
         let requester = self.nodes[by].file.as_ref();
         if requester.is_none_or(|f| f.object.runpath.is_none()) {
             let mut asked_main = false;
             for node in chain {
                 asked_main |= node == MAIN;
-                if let Some(found) = self.look_in_rpath(node, name, map) {
+                if let Some(found) = self.look_in_rpath(node, name, problems) {
                     return Some(found);
                 }
             }
-            if !asked_main && let Some(found) = self.look_in_rpath(MAIN, name, map) {
+            if !asked_main && let Some(found) = self.look_in_rpath(MAIN, name, problems) {
                 return Some(found);
             }
         }
-        if let Some(found) = self.look_in(&self.library_path, name, map) {
+        if let Some(found) = self.look_in(&self.library_path, name, problems) {
             return Some(found);
         }
         if let Some(list) = self.own_path(by, |o| &o.runpath)
-            && let Some(found) = self.look_in(&list, name, map)
+            && let Some(found) = self.look_in(&list, name, problems)
         {
             return Some(found);
         }
         let keeps_to_itself = requester.is_some_and(|f| f.object.no_default_directories);
         if let Some(path) = self.prober.cached(name, self.arch, self.how.cpu, || self.traits().hwcaps)
             && !(keeps_to_itself && self.traits().directories.contains(&parent(&path)))
-            && let Some(found) = self.attempt(&path, map)
+            && let Some(found) = self.attempt(&path, problems)
         {
             return Some(found);
         }
-        if keeps_to_itself { None } else { self.look_in(&self.default_directories(), name, map) }
+        if keeps_to_itself { None } else { self.look_in(&self.default_directories(), name, problems) }
     }
 
-    fn look_in_rpath(&self, node: usize, name: &str, map: &mut LinkMap) -> Option<(String, Rc<Probed>)> {
-        self.look_in(&self.own_path(node, |o| &o.rpath)?, name, map)
+    fn look_in_rpath(
+        &self,
+        node: usize,
+        name: &str,
+        problems: &mut Vec<Problem>,
+    ) -> Option<(String, Rc<Probed>)> {
+        self.look_in(&self.own_path(node, |o| &o.rpath)?, name, problems)
     }
 
-    fn look_in(&self, list: &[String], name: &str, map: &mut LinkMap) -> Option<(String, Rc<Probed>)> {
+    fn look_in(
+        &self,
+        list: &[String],
+        name: &str,
+        problems: &mut Vec<Problem>,
+    ) -> Option<(String, Rc<Probed>)> {
         list.iter().find_map(|directory| {
             let better = match self.loader {
                 Loader::Glibc => {
@@ -329,20 +400,21 @@ impl<'p, 'v, 'h> Walk<'p, 'v, 'h> {
                 }
                 Loader::Musl => Rc::default(),
             };
-            let better = better.iter().find_map(|sub| self.attempt(&format!("{directory}{sub}/{name}"), map));
-            better.or_else(|| self.attempt(&format!("{directory}{name}"), map))
+            let better =
+                better.iter().find_map(|sub| self.attempt(&format!("{directory}{sub}/{name}"), problems));
+            better.or_else(|| self.attempt(&format!("{directory}{name}"), problems))
         })
     }
 
     /// Opens `spelled`; a relative path begins in the working directory.
-    fn attempt(&self, spelled: &str, map: &mut LinkMap) -> Option<(String, Rc<Probed>)> {
+    fn attempt(&self, spelled: &str, problems: &mut Vec<Problem>) -> Option<(String, Rc<Probed>)> {
         match self.prober.probe(&self.absolute(spelled), self.arch) {
             Probe::Object(file) => Some((spelled.to_owned(), file)),
             Probe::Nothing => None,
             Probe::Bad(why) => {
                 let problem = Problem::BadFile { path: PathBuf::from(spelled), why };
-                if !map.problems.contains(&problem) {
-                    map.problems.push(problem);
+                if !problems.contains(&problem) {
+                    problems.push(problem);
                 }
                 None
             }

@@ -54,6 +54,7 @@ fuzz_target!(|root: Root| {
         directory: Path::new("/"),
         cpu: Cpu { level: 4 },
         scope: Scope::Whole,
+        opens: &[],
     };
     let entry = view.find(Path::new("/program")).expect("found").expect("there");
     let map = match prober.program(&entry, &how) {

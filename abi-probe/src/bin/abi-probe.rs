@@ -11,7 +11,7 @@ use abi_probe::linkmap::{Circumstances, LinkMap, Problem, Unrunnable};
 use abi_probe::mpi::{self, Detail, Mpi, Pmi, PmiFrom};
 use abi_probe::prober::Prober;
 use abi_probe::rootfs::{Entry, View};
-use abi_probe::{Error, Result};
+use abi_probe::{Error, Result, install};
 use clap::{Parser, Subcommand};
 use serde::Serialize;
 
@@ -29,6 +29,11 @@ enum Command {
     Links(Links),
     /// Print which MPI libraries are, what they are compatible with and what they speak
     Mpi(MpiArgs),
+    /// Print what an MPI of this host needs around it: libraries, plugins, directories
+    Needs {
+        /// The MPI library
+        library: PathBuf,
+    },
 }
 
 #[derive(clap::Args, Debug)]
@@ -107,6 +112,7 @@ fn main() -> ExitCode {
     let answered = match Cli::parse().command {
         Command::Links(args) => links(&args),
         Command::Mpi(args) => mpis(&args),
+        Command::Needs { library } => needs(&library),
     };
     match answered {
         Ok(true) => ExitCode::SUCCESS,
@@ -140,6 +146,36 @@ fn mpis(args: &MpiArgs) -> Result<bool> {
         }
     }
     Ok(all)
+}
+
+/// Answers whether it is an MPI.
+fn needs(library: &Path) -> Result<bool> {
+    let view = View::host()?;
+    let prober = Prober::new(&view);
+    let library_path = std::env::var("LD_LIBRARY_PATH").ok();
+    let Some(found) = install::look(&prober, library, library_path.as_deref())? else {
+        eprintln!("abi-probe: {}: no MPI that we know", library.display());
+        return Ok(false);
+    };
+    println!("{}", tell(&found.mpi));
+    if let Some(prefix) = &found.prefix {
+        let moved = if found.relocated { ", not the one that it was configured for" } else { "" };
+        println!("tree       {}{moved}", prefix.display());
+    }
+    for (name, part) in &found.parts {
+        println!("part       {name} => {}", part.path.display());
+    }
+    for (name, library) in &found.libraries {
+        println!("library    {name} => {} (for {})", library.file.path.display(), library.needed_by);
+    }
+    for directory in &found.directories {
+        let plugins = directory.plugins.len();
+        println!("directory  {} ({plugins} plugins, for {})", directory.at.display(), directory.of);
+    }
+    for plugin in &found.faults(&prober, library_path.as_deref())?.broken {
+        println!("broken     {}: it cannot be loaded here", plugin.display());
+    }
+    Ok(true)
 }
 
 /// The library itself, or the one that a program links.

@@ -135,7 +135,7 @@ impl Planner<'_> {
         match sources.held(handle) {
             Some(fd) => {
                 let fd = fd.try_clone().map_err(|e| want.no_source(e))?;
-                self.view.lay(&at, Rc::new(fd));
+                self.view.lay(&at, Rc::new(fd), &want.source);
             }
             None => self.view.lay_path(&at, &want.source),
         }

@@ -8,80 +8,33 @@
 //! of /proc is read as text, like any other). Where openat2(2) exists, a path without links costs
 //! one call.
 
+mod entry;
+mod record;
+
 use std::borrow::Cow;
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
 
-use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat, openat2, readlinkat};
-use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
+use nix::sys::stat::{Mode, fstat};
 
+pub use self::entry::{Entry, Kind};
+use self::entry::{entry, fd_path, read_link};
+pub use self::record::{Record, Side, Stamp};
 use crate::error::{Error, Result};
 
 /// As in the kernel (include/linux/namei.h, MAXSYMLINKS).
 const MAX_LINKS: usize = 40;
 /// As in the kernel (include/uapi/linux/limits.h).
 const PATH_MAX: usize = 4096;
-
-/// What kind of object a path names; links have been followed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// A directory.
-    Directory,
-    /// A regular file.
-    File,
-    /// A symbolic link (only when the last component was not to be followed).
-    Symlink,
-    /// A character or block device, a FIFO or a socket.
-    Special,
-}
-
-impl Kind {
-    fn of(stat: &FileStat) -> Kind {
-        match SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits()) {
-            SFlag::S_IFDIR => Kind::Directory,
-            SFlag::S_IFREG => Kind::File,
-            SFlag::S_IFLNK => Kind::Symlink,
-            _ => Kind::Special,
-        }
-    }
-
-    /// For messages: "a directory", "a regular file", …
-    pub fn article(self) -> &'static str {
-        match self {
-            Kind::Directory => "a directory",
-            Kind::File => "a regular file",
-            Kind::Symlink => "a symbolic link",
-            Kind::Special => "a device, FIFO or socket",
-        }
-    }
-}
-
-/// An existing object of a view.
-#[derive(Debug)]
-pub struct Entry {
-    /// Its path in the view, absolute, without links, `.` or `..`.
-    pub path: PathBuf,
-    /// What it is.
-    pub kind: Kind,
-    /// Permission bits (lower 12 bits of st_mode).
-    pub mode: u32,
-    /// Device and inode, the file's identity on this node.
-    pub id: (u64, u64),
-    /// Size in bytes.
-    pub size: u64,
-    /// Index of the layer it lies in; 0 is the image.
-    pub layer: usize,
-    fd: Option<Rc<OwnedFd>>,
-}
 
 /// The answer to a look-up.
 #[derive(Debug)]
@@ -97,7 +50,7 @@ pub enum Lookup {
     },
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Source {
     Tree(Rc<OwnedFd>),
     /// A path of the host, opened when something is looked for in it.
@@ -133,10 +86,12 @@ impl Source {
     }
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Layer {
     at: PathBuf,
     source: Source,
+    /// Where the source lies, for the record.
+    origin: (Side, PathBuf),
 }
 
 /// An image root and what is laid over it.
@@ -146,45 +101,91 @@ pub struct View {
     openat2: Cell<bool>,
     /// What was found to be a link, and where it leads, or to be none; forgotten when a layer is added.
     links: RefCell<BTreeMap<PathBuf, Option<PathBuf>>>,
+    /// Where what is looked at is written down.
+    record: Option<Rc<RefCell<Record>>>,
 }
 
 impl View {
-    /// A view of the directory `root` of the host, alone.
+    /// A view of the directory `root` of the host, alone: an image's.
     pub fn open(root: &Path) -> Result<View> {
+        View::of(root, (Side::Image, PathBuf::from("/")))
+    }
+
+    /// The host's own root.
+    pub fn host() -> Result<View> {
+        View::of(Path::new("/"), (Side::Host, PathBuf::from("/")))
+    }
+
+    fn of(root: &Path, origin: (Side, PathBuf)) -> Result<View> {
         let fd = openat(AT_FDCWD, root, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
             .map_err(|e| Error::io("open", root, e))?;
-        let layers = vec![Layer { at: PathBuf::from("/"), source: Source::Tree(Rc::new(fd)) }];
-        Ok(View { layers, openat2: Cell::new(true), links: RefCell::default() })
+        let layers = vec![Layer { at: PathBuf::from("/"), source: Source::Tree(Rc::new(fd)), origin }];
+        Ok(View { layers, openat2: Cell::new(true), links: RefCell::default(), record: None })
+    }
+
+    /// From now on everything that is looked at is written down there.
+    pub fn record(&mut self, record: &Rc<RefCell<Record>>) {
+        self.record = Some(Rc::clone(record));
     }
 
     /// The image alone, without what is laid over it.
     pub fn base(&self) -> View {
-        let mut view = View { layers: Vec::new(), openat2: self.openat2.clone(), links: RefCell::default() };
-        if let Source::Tree(fd) = &self.layers[0].source {
-            view.lay(Path::new("/"), Rc::clone(fd));
+        View {
+            layers: self.layers[..1].to_vec(),
+            openat2: self.openat2.clone(),
+            links: RefCell::default(),
+            record: self.record.clone(),
         }
-        view
     }
 
-    /// Lays an opened file or directory of the host (O_PATH will do) over `at`, which must be a
-    /// link-free path of this view (from [`View::lookup`]).
-    pub fn lay(&mut self, at: &Path, source: Rc<OwnedFd>) {
-        self.layers.push(Layer { at: at.to_owned(), source: Source::Tree(source) });
+    /// The same view, over which more can be laid.
+    pub fn fork(&self) -> View {
+        View {
+            layers: self.layers.clone(),
+            openat2: self.openat2.clone(),
+            links: RefCell::new(self.links.borrow().clone()),
+            record: self.record.clone(),
+        }
+    }
+
+    fn add_layer(&mut self, at: &Path, source: Source, origin: PathBuf) {
+        self.layers.push(Layer { at: at.to_owned(), source, origin: (Side::Host, origin) });
         self.links.borrow_mut().clear();
+    }
+
+    /// Lays an opened file or directory of the host (O_PATH will do), whose path is `origin`, over `at`, which
+    /// must be a link-free path of this view (from [`View::lookup`]).
+    pub fn lay(&mut self, at: &Path, source: Rc<OwnedFd>, origin: &Path) {
+        self.add_layer(at, Source::Tree(source), origin.to_owned());
     }
 
     /// As [`View::lay`], with an absolute path of the host, which is opened only if something below it is
     /// looked for.
     pub fn lay_path(&mut self, at: &Path, source: &Path) {
-        let source = Source::Path(source.to_owned(), OnceCell::new());
-        self.layers.push(Layer { at: at.to_owned(), source });
-        self.links.borrow_mut().clear();
+        self.add_layer(at, Source::Path(source.to_owned(), OnceCell::new()), source.to_owned());
     }
 
     /// Lays an empty directory over `at` (a fresh tmpfs).
     pub fn lay_empty(&mut self, at: &Path) {
-        self.layers.push(Layer { at: at.to_owned(), source: Source::Empty });
-        self.links.borrow_mut().clear();
+        self.add_layer(at, Source::Empty, PathBuf::new());
+    }
+
+    /// Writes down an object.
+    fn note(&self, entry: &Entry) {
+        let (Some(record), Some(stamp)) = (&self.record, entry.stamp) else { return };
+        let Layer { at, origin: (side, origin), .. } = &self.layers[entry.layer];
+        let rest = entry.path.strip_prefix(at).unwrap_or(&entry.path);
+        let path = if rest.as_os_str().is_empty() { origin.clone() } else { origin.join(rest) };
+        record.borrow_mut().add(*side, path, stamp);
+    }
+
+    /// Writes down the directory that holds something, or lacks it.
+    fn note_directory(&self, path: &Path) {
+        if self.record.is_some()
+            && let Ok(Lookup::Exists(entry) | Lookup::Missing { parent: entry, .. }) = self.walk(path, true)
+        {
+            self.note(&entry);
+        }
     }
 
     /// The layer that answers for `path`, and the path below it. Later layers cover earlier ones.
@@ -206,16 +207,31 @@ impl View {
 
     /// Finds `path` (taken from `/` when relative), following every link inside the view.
     pub fn lookup(&self, path: &Path) -> Result<Lookup> {
-        self.walk(path, true)
+        let found = self.walk(path, true)?;
+        let (Lookup::Exists(entry) | Lookup::Missing { parent: entry, .. }) = &found;
+        self.note(entry);
+        Ok(found)
     }
 
     /// As [`View::lookup`], but a link in the last place is itself the answer.
     pub fn lookup_nofollow(&self, path: &Path) -> Result<Lookup> {
-        self.walk(path, false)
+        let found = self.walk(path, false)?;
+        let (Lookup::Exists(entry) | Lookup::Missing { parent: entry, .. }) = &found;
+        self.note(entry);
+        Ok(found)
     }
 
     /// The entry, or `None` when it is missing or its path leads through something that is no directory.
     pub fn find(&self, path: &Path) -> Result<Option<Entry>> {
+        let found = self.seek(path)?;
+        match &found {
+            Some(entry) => self.note(entry),
+            None => self.note_directory(path),
+        }
+        Ok(found)
+    }
+
+    fn seek(&self, path: &Path) -> Result<Option<Entry>> {
         if path.as_os_str().len() <= PATH_MAX {
             match self.direct(&plain(path))? {
                 Direct::Exists(entry) => return Ok(Some(entry)),
@@ -223,7 +239,7 @@ impl View {
                 Direct::Unknown => {}
             }
         }
-        match self.lookup(path) {
+        match self.walk(path, true) {
             Ok(Lookup::Exists(e)) => Ok(Some(e)),
             Ok(Lookup::Missing { .. }) | Err(Error::NotADirectory { .. }) => Ok(None),
             Err(e) => Err(e),
@@ -292,10 +308,11 @@ impl View {
                 }
             }
             let (index, below) = self.layer_of(&here);
-            let root = self.layers[index].source.tree().ok().flatten()?;
-            let target = match below.as_os_str().is_empty() {
-                true => None,
-                false => match readlinkat(&**root, below) {
+            let root = self.layers[index].source.tree().ok()?;
+            let target = match root.filter(|_| !below.as_os_str().is_empty()) {
+                // Where a layer begins, or nothing is, there is no link.
+                None => None,
+                Some(root) => match readlinkat(&**root, below) {
                     Ok(text) => {
                         let text = PathBuf::from(text);
                         Some(plain(&here.parent().unwrap_or(Path::new("/")).join(text)).into_owned())
@@ -305,6 +322,11 @@ impl View {
                 },
             };
             self.links.borrow_mut().insert(here.clone(), target.clone());
+            if target.is_some()
+                && let Some(parent) = here.parent()
+            {
+                self.note_directory(parent);
+            }
             if let Some(target) = target {
                 return Some(target.components().chain(rest).collect());
             }
@@ -349,6 +371,7 @@ impl View {
                 return Ok(Lookup::Missing { parent, rest: rest.iter().collect() });
             };
             if next.kind == Kind::Symlink && (follow_last || !pending.is_empty()) {
+                self.note(parent);
                 links += 1;
                 if links > MAX_LINKS {
                     return Err(Error::LinkLoop { path: path.to_owned() });
@@ -404,6 +427,7 @@ impl View {
     /// out when it uses it.
     pub fn exists(&self, path: &Path) -> Result<bool> {
         if self.openat2.get()
+            && self.record.is_none()
             && let Some(root) = self.layers[0].source.tree()?
         {
             let how = OpenHow::new()
@@ -425,6 +449,7 @@ impl View {
                 id: (0, 0),
                 size: 0,
                 layer,
+                stamp: None,
                 fd: None,
             }),
             Some(fd) => entry(Rc::clone(fd), at.to_owned(), layer),
@@ -479,31 +504,6 @@ impl View {
     }
 }
 
-/// Where a descriptor's object can be named by path (proc(5), /proc/self/fd).
-fn fd_path(fd: &OwnedFd) -> PathBuf {
-    PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
-}
-
-fn entry(fd: Rc<OwnedFd>, path: PathBuf, layer: usize) -> Result<Entry> {
-    let stat = fstat(&fd).map_err(|e| Error::io("look up", &path, e))?;
-    Ok(Entry {
-        kind: Kind::of(&stat),
-        mode: stat.st_mode & 0o7777,
-        id: (stat.st_dev, stat.st_ino),
-        size: u64::try_from(stat.st_size).unwrap_or(0),
-        path,
-        layer,
-        fd: Some(fd),
-    })
-}
-
-fn read_link(entry: &Entry) -> Result<PathBuf> {
-    let fd = entry.fd.as_ref().expect("only a real file is a link");
-    // An empty path reads the link that the descriptor itself names (readlinkat(2), since 2.6.39).
-    let target = readlinkat(fd, "").map_err(|e| Error::io("read the link", &entry.path, e))?;
-    Ok(PathBuf::from(OsString::from_vec(target.into_vec())))
-}
-
 /// From the root, without `.` and doubled slashes.
 fn plain(path: &Path) -> Cow<'_, Path> {
     let bytes = path.as_os_str().as_bytes();
@@ -528,49 +528,6 @@ fn components(path: &Path) -> VecDeque<OsString> {
         .filter(|c| !c.is_empty() && *c != b".")
         .map(|c| OsStr::from_bytes(c).to_owned())
         .collect()
-}
-
-impl Entry {
-    /// The O_PATH descriptor, for callers that act on the very object that was judged; none for a
-    /// directory that is yet to be made.
-    pub fn fd(&self) -> Option<&OwnedFd> {
-        self.fd.as_deref()
-    }
-
-    /// The descriptor itself, shared.
-    pub fn into_fd(self) -> Option<Rc<OwnedFd>> {
-        self.fd
-    }
-
-    /// Names in a directory, at most `limit` of them, unsorted; the flag says whether there are more.
-    pub fn list(&self, limit: usize) -> Result<(Vec<OsString>, bool)> {
-        let Some(fd) = &self.fd else { return Ok((Vec::new(), false)) };
-        let failed = |e: Errno| Error::io("list", &self.path, e);
-        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let mut names = Vec::new();
-        for item in Dir::openat(fd, ".", flags, Mode::empty()).map_err(failed)? {
-            let item = item.map_err(failed)?;
-            let name = item.file_name().to_bytes();
-            if name == b"." || name == b".." {
-                continue;
-            }
-            if names.len() == limit {
-                return Ok((names, true));
-            }
-            names.push(OsStr::from_bytes(name).to_owned());
-        }
-        Ok((names, false))
-    }
-
-    /// Where a link points, as written; for entries of [`View::lookup_nofollow`].
-    pub fn link_target(&self) -> Result<PathBuf> {
-        read_link(self)
-    }
-
-    /// Whether any of the execute bits is set.
-    pub fn is_executable(&self) -> bool {
-        self.kind == Kind::File && self.mode & 0o111 != 0
-    }
 }
 
 #[cfg(test)]
@@ -655,7 +612,7 @@ mod tests {
         let mut view = image.view();
         view.lay_empty(Path::new("/home"));
         let source = File::open(host.path()).unwrap();
-        view.lay(Path::new("/home/u"), Rc::new(source.into()));
+        view.lay(Path::new("/home/u"), Rc::new(source.into()), host.path());
         assert_eq!(path_of(&view, "/data/f"), "/home/u/data/f");
         assert_eq!(view.read(Path::new("/data/f"), 100).unwrap().unwrap(), b"host");
         assert_eq!(view.read(Path::new("/data/back"), 100).unwrap().unwrap(), b"image");
