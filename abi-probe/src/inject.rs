@@ -113,6 +113,13 @@ pub fn prove(question: &Question, installation: &Installation) -> Result<Option<
             found.insert(name.clone(), Rc::clone(file));
         }
     }
+    // The loader, which libraries may need too.
+    if let (Some(interp), Some(arch)) = (&base.interp, base.arch)
+        && let Some(name) = interp.file_name().and_then(|n| n.to_str())
+        && let Some(file) = image.file(interp, arch)
+    {
+        found.entry(name.to_owned()).or_insert(file);
+    }
     // What we asked for ourselves is not the program's.
     base.opened.truncate(question.how.opens.len());
     let replaces = mpi::in_map(&image, &base, Detail::Version)?;
@@ -316,13 +323,16 @@ impl Attempt<'_> {
         for directory in self.installation.outermost() {
             let in_prefix = self.installation.prefix.as_ref().is_some_and(|p| directory.path.starts_with(p));
             let is_ucx = directory.path.file_name().is_some_and(|n| n == "ucx");
-            let is_there = self.question.view.find(&directory.at)?.is_some();
+            let (at, is_there) = match self.question.view.lookup(&directory.at)? {
+                Lookup::Exists(entry) => (entry.path, true),
+                Lookup::Missing { parent, rest } => (parent.path.join(rest), false),
+            };
             if in_prefix || is_ucx || is_by_name(directory) && !is_there {
                 continue;
             }
             injection.shown.push(Shown {
                 source: directory.path.clone(),
-                at: directory.at.clone(),
+                at,
                 why: format!("{} looks there", directory.of),
                 covers: false,
                 directory: true,
@@ -366,7 +376,8 @@ impl Attempt<'_> {
             let (Some(theirs), Some(ours)) = (&linked.file, self.installation.part(&linked.name)) else {
                 continue;
             };
-            if theirs.entry.layer == 0 && !injection.shown.iter().any(|s| s.at == theirs.path) {
+            // What lies in a directory of plugins is covered with that.
+            if theirs.entry.layer == 0 && !injection.shown.iter().any(|s| theirs.path.starts_with(&s.at)) {
                 injection.shown.push(cover(&theirs.path, ours, "in the place of the image's".to_owned()));
             }
         }

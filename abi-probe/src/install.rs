@@ -340,7 +340,9 @@ fn texts(host: &Prober, file: &Rc<Probed>) -> Result<Vec<String>> {
 fn candidates(host: &Prober, file: &Rc<Probed>, beside: Option<PathBuf>) -> Result<BTreeSet<PathBuf>> {
     let texts = texts(host, file)?;
     let mut whole: BTreeSet<String> = BTreeSet::new();
-    for text in texts.iter().filter(|t| t.starts_with('/')) {
+    let elsewhere = ["/proc", "/sys", "/dev", "/tmp", "/var", "/run", "/build", "/etc/mtab"];
+    let is_elsewhere = |text: &&String| elsewhere.iter().any(|e| Path::new(text).starts_with(e));
+    for text in texts.iter().filter(|t| t.starts_with('/') && !is_elsewhere(t)) {
         whole.insert(text.clone());
         // "…/libibverbs/lib%s-rdmav34.so" names its directory.
         if text.contains('%')

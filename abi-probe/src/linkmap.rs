@@ -55,6 +55,10 @@ pub enum Problem {
 pub struct LinkMap {
     /// The ELF program that runs in the end: the command, or the last interpreter of its `#!` line.
     pub program: PathBuf,
+    /// The path by which it is executed, links and all: the command's own, or that of the last `#!` line.
+    pub asked: PathBuf,
+    /// What stands behind the interpreter in the last `#!` line.
+    pub argument: Option<String>,
     /// Scripts on the way there, outermost first.
     pub scripts: Vec<PathBuf>,
     /// PT_INTERP; `None` for a static program.

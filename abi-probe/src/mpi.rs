@@ -157,7 +157,8 @@ fn is_candidate(name: &str) -> bool {
 
 /// The MPI in a link map, if there is one.
 pub fn in_map(prober: &Prober, map: &LinkMap, detail: Detail) -> Result<Option<Mpi>> {
-    for linked in map.objects.iter().filter(|o| is_candidate(&o.name)) {
+    let opened = map.opened.iter().flat_map(|o| o.objects.iter().map(|o| &o.linked));
+    for linked in map.objects.iter().chain(opened).filter(|o| is_candidate(&o.name)) {
         if let Some(file) = &linked.file
             && let Some(mpi) = identify(prober, file, detail)?
         {
@@ -165,6 +166,50 @@ pub fn in_map(prober: &Prober, map: &LinkMap, detail: Detail) -> Result<Option<M
         }
     }
     Ok(None)
+}
+
+/// The ABI of an MPI that a program needs and that is not there: from the library's name, and where that is
+/// ambiguous from the variables that the program wants of it.
+pub fn wanted(prober: &Prober, map: &LinkMap) -> Result<Option<(String, Abi)>> {
+    let opened = map.opened.iter().flat_map(|o| o.objects.iter().map(|o| &o.linked));
+    for linked in map.objects.iter().chain(opened).filter(|o| o.file.is_none() && is_candidate(&o.name)) {
+        let generation = linked.name.rsplit('.').next().and_then(|n| n.parse().ok());
+        if linked.name.starts_with("libmpi_abi.") {
+            return Ok(Some((linked.name.clone(), Abi::Standard)));
+        }
+        let by = linked.needed_by.and_then(|i| map.objects.get(i)?.file.as_ref()).or(map.main.as_ref());
+        let references = by.map(|file| prober.references(file)).transpose()?.unwrap_or_default();
+        // Handles of Open MPI are addresses of its variables; MPICH's are numbers.
+        let is_open_mpi = generation.is_some_and(|g: u32| g >= 20)
+            || references.iter().any(|r| r.name.starts_with("ompi_mpi_"));
+        let abi = if is_open_mpi { Abi::OpenMpi(generation) } else { Abi::Mpich };
+        return Ok(Some((linked.name.clone(), abi)));
+    }
+    Ok(None)
+}
+
+/// The MPI that a program was linked with statically: from constants that no other program has.
+pub fn inside(prober: &Prober, map: &LinkMap) -> Result<Option<Mpi>> {
+    let Some(main) = &map.main else { return Ok(None) };
+    let bytes = prober.open(main)?;
+    let found = main.object.find_text(&bytes, |text| match text {
+        // ompi/runtime/ompi_mpi_init.c, the name of a help text.
+        "mpi_init:startup:internal-failure" => Some(Family::OpenMpi),
+        // src/util/mpir_cvars.c: names of parameters.
+        text if text.starts_with("MPIR_CVAR_") => Some(Family::Mpich),
+        _ => None,
+    });
+    Ok(found.map(|family| Mpi {
+        family,
+        version: None,
+        generation: None,
+        abi: Abi::Other,
+        pmi: vec![if family == Family::OpenMpi { Pmi::Pmix } else { Pmi::Simple }],
+        pmi_from: PmiFrom::BuiltIn,
+        tells_of_cuda: false,
+        soname: None,
+        library: main.path.clone(),
+    }))
 }
 
 /// Symbols that only one family's core library defines, in the order in which they are asked for: the

@@ -78,7 +78,8 @@ impl<'v> Prober<'v> {
 
     /// The link map of a program, as execve would start it.
     pub fn program(&self, program: &Entry, how: &Circumstances) -> Result<Outcome> {
-        let mut map = LinkMap { program: program.path.clone(), ..LinkMap::default() };
+        let mut map =
+            LinkMap { program: program.path.clone(), asked: program.path.clone(), ..LinkMap::default() };
         let mut main = None;
         for _ in 0..MAX_INTERPRETERS {
             let found = match map.scripts.last() {
@@ -102,11 +103,13 @@ impl<'v> Prober<'v> {
             }
             let mut head = Vec::new();
             file.take(256).read_to_end(&mut head).map_err(|e| Error::io("read", &entry.path, e))?;
-            let Some(interpreter) = shebang(&head) else {
+            let Some((interpreter, argument)) = shebang(&head) else {
                 let magic = head.iter().take(4).flat_map(|b| b.escape_ascii()).map(char::from).collect();
                 return Ok(Err(Unrunnable::NoFormat { file: entry.path.clone(), magic }));
             };
             map.scripts.push(entry.path.clone());
+            map.asked = interpreter.clone();
+            map.argument = argument;
             map.program = interpreter;
         }
         let Some(main) = main else {
@@ -214,13 +217,8 @@ impl<'v> Prober<'v> {
         traits
     }
 
-    pub(crate) fn cached(
-        &self,
-        name: &str,
-        arch: Arch,
-        cpu: Cpu,
-        named: impl Fn() -> bool,
-    ) -> Option<String> {
+    /// What the root's loader cache has for a name.
+    pub fn cached(&self, name: &str, arch: Arch, cpu: Cpu, named: impl Fn() -> bool) -> Option<String> {
         let bytes = self.cache.get_or_init(|| {
             self.view.read(Path::new("/etc/ld.so.cache"), MAX_CACHE).ok().flatten().unwrap_or_default()
         });
@@ -297,11 +295,14 @@ fn for_arch(probe: Probe, arch: Arch) -> Probe {
     }
 }
 
-/// The interpreter of a `#!` line, as fs/binfmt_script.c takes it.
-fn shebang(head: &[u8]) -> Option<PathBuf> {
+/// The interpreter of a `#!` line and its argument, as fs/binfmt_script.c takes them.
+fn shebang(head: &[u8]) -> Option<(PathBuf, Option<String>)> {
     let line = head.strip_prefix(b"#!")?.split(|b| *b == b'\n').next()?;
     let words = String::from_utf8_lossy(line).into_owned();
-    words.split([' ', '\t']).find(|w| !w.is_empty()).map(PathBuf::from)
+    let words = words.trim_matches([' ', '\t']);
+    let (interpreter, rest) = words.split_once([' ', '\t']).unwrap_or((words, ""));
+    let argument = Some(rest.trim_matches([' ', '\t']).to_owned()).filter(|a| !a.is_empty());
+    (!interpreter.is_empty()).then(|| (PathBuf::from(interpreter), argument))
 }
 
 #[cfg(test)]

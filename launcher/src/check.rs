@@ -5,7 +5,8 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use abi_probe::bind::{self, Binding};
-use abi_probe::linkmap::{Circumstances, LinkMap, Problem};
+use abi_probe::inject::{Injection, Link};
+use abi_probe::linkmap::{Circumstances, LinkMap, Linked, Problem};
 use abi_probe::mpi::Mpi;
 use abi_probe::prober::Prober;
 use abi_probe::rootfs::{Entry, View};
@@ -30,15 +31,21 @@ pub struct Report {
     program: Option<PathBuf>,
     launcher: Option<Launcher>,
     mpi: Option<Mpi>,
+    host_mpi: Option<Mpi>,
+    injected: Vec<Injected>,
     reasons: Vec<Reason>,
     remarks: Vec<String>,
-    links: Vec<Link>,
+    links: Vec<Linking>,
 }
 
 /// What would happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 enum Verdict {
+    /// It would run, with the host's MPI in the place of the image's.
+    Inject,
+    /// Its MPI and the launcher need a translator between them: refused, for there is none yet.
+    Bridge,
     /// It would run, with the image's own MPI.
     Own,
     /// It would run, with the image's own MPI and against our advice.
@@ -53,6 +60,14 @@ enum Verdict {
 struct Launcher {
     name: &'static str,
     offers: &'static str,
+}
+
+/// Something of the host's, in its place inside.
+#[derive(Debug, Serialize)]
+struct Injected {
+    source: PathBuf,
+    at: PathBuf,
+    why: String,
 }
 
 /// Why not.
@@ -71,7 +86,7 @@ impl From<Error> for Reason {
 
 /// One library.
 #[derive(Debug, Serialize)]
-struct Link {
+struct Linking {
     name: String,
     path: Option<PathBuf>,
     /// Index among the links; none: the program.
@@ -81,7 +96,7 @@ struct Link {
 /// What linking the program comes to.
 #[derive(Debug, Default)]
 pub struct Links {
-    links: Vec<Link>,
+    links: Vec<Linking>,
     refusals: Vec<Error>,
     remarks: Vec<String>,
 }
@@ -94,6 +109,10 @@ pub struct Judged {
     pub mpi: MpiVerdict,
     /// Its libraries.
     pub links: Links,
+    /// The host's MPI.
+    pub injection: Option<Injection>,
+    /// What a person should know.
+    pub remarks: Vec<String>,
 }
 
 impl Report {
@@ -107,14 +126,25 @@ impl Report {
             program: None,
             launcher,
             mpi: None,
+            host_mpi: None,
+            injected: Vec::new(),
             reasons: Vec::new(),
             remarks: Vec::new(),
             links: Vec::new(),
         };
         let judged = match judged {
             Ok(judged) => judged,
-            Err(e) => {
+            Err(mut e) => {
+                if e.code == Code::PmiMismatch {
+                    report.verdict = Verdict::Bridge;
+                }
+                let also = std::mem::take(&mut e.also);
+                let more = also.len().saturating_sub(MAX_REASONS);
                 report.reasons.push(e.into());
+                report.reasons.extend(also.into_iter().take(MAX_REASONS).map(Reason::from));
+                if more > 0 {
+                    report.remarks.push(format!("and {more} more reasons of these kinds"));
+                }
                 return report;
             }
         };
@@ -122,7 +152,26 @@ impl Report {
         let Links { links, refusals, remarks } = judged.links;
         (report.links, report.remarks) = (links, remarks);
         report.reasons = refusals.into_iter().map(Reason::from).collect();
+        report.remarks.extend(judged.remarks);
+        if let Some(injection) = judged.injection {
+            let at = |link: &Link| injection.library_path.join(&link.name);
+            report.injected = injection
+                .shown
+                .iter()
+                .map(|s| Injected { source: s.source.clone(), at: s.at.clone(), why: s.why.clone() })
+                .chain(injection.links.iter().map(|l| Injected {
+                    source: l.source.clone(),
+                    at: at(l),
+                    why: l.why.clone(),
+                }))
+                .collect();
+        }
         let (verdict, mpi) = match judged.mpi {
+            MpiVerdict::Inject { mpi, replaces, overridden } => {
+                report.remarks.extend(overridden.iter().map(|o| format!("--mpi=host overrides: {o}")));
+                report.host_mpi = Some(mpi);
+                (Verdict::Inject, replaces)
+            }
             MpiVerdict::Own { mpi } => (Verdict::Own, Some(mpi)),
             MpiVerdict::Forced { mpi, why } => {
                 report.remarks.push(format!("--mpi=image overrides: {why}"));
@@ -139,7 +188,7 @@ impl Report {
 
     /// Whether it would run.
     pub fn would_run(&self) -> bool {
-        self.verdict != Verdict::Refuse
+        !matches!(self.verdict, Verdict::Refuse | Verdict::Bridge)
     }
 
     /// For people; `verbose` adds who needs what.
@@ -151,6 +200,19 @@ impl Report {
         };
         let verdict = match (self.verdict, &self.mpi) {
             (Verdict::Refuse, _) => format!("no: it would not run {launcher}"),
+            (Verdict::Bridge, _) => {
+                format!(
+                    "no: it would not run {launcher}; only a bridge between the two PMIs could help, and there is none yet"
+                )
+            }
+            (Verdict::Inject, image) => {
+                let host = self.host_mpi.as_ref().map(Mpi::describe).unwrap_or_default();
+                let place = match image {
+                    Some(mpi) => format!("in the place of the image's {}", mpi.describe()),
+                    None => "which the image lacks".to_owned(),
+                };
+                format!("yes: it would run {launcher}, with the host's {host}, {place}")
+            }
             (_, Some(mpi)) => {
                 format!("yes: it would run {launcher}, with the image's own {}", mpi.describe())
             }
@@ -165,6 +227,12 @@ impl Report {
         }
         for remark in &self.remarks {
             let _ = writeln!(out, "  note: {remark}");
+        }
+        if verbose {
+            for injected in &self.injected {
+                let Injected { source, at, why } = injected;
+                let _ = writeln!(out, "  host: {} at {}: {why}", source.display(), at.display());
+            }
         }
         if verbose && let Some(program) = &self.program {
             let _ = writeln!(out, "{}", program.display());
@@ -211,15 +279,17 @@ pub fn links(view: &View, program: &Entry, workdir: &Path, environ: &Environ) ->
     if found.refusals.is_empty() {
         found.binding(&binding);
     }
-    found.links = map
-        .objects
-        .into_iter()
-        .map(|o| Link { name: o.name, path: o.path, needed_by: o.needed_by })
-        .collect();
+    found.links = Links::of(&map).links;
     Ok(found)
 }
 
 impl Links {
+    /// A map in which nothing is wrong.
+    pub fn of(map: &LinkMap) -> Links {
+        let one = |o: &Linked| Linking { name: o.name.clone(), path: o.path.clone(), needed_by: o.needed_by };
+        Links { links: map.objects.iter().map(one).collect(), ..Links::default() }
+    }
+
     fn missing(&mut self, map: &LinkMap) {
         let mut seen = BTreeSet::new();
         for linked in map.objects.iter().filter(|o| o.path.is_none()) {

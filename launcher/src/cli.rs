@@ -106,11 +106,13 @@ pub struct Run {
 }
 
 /// Which MPI to use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ValueEnum, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MpiMode {
-    /// The image's, and only if it can talk to the launcher
+    /// The host's where that is proved to work, else the image's if it can talk to the launcher
     Auto,
+    /// The host's, or nothing; also where a symbol is missing that may never be called
+    Host,
     /// The image's, whatever the checks say
     Image,
 }
@@ -142,6 +144,12 @@ pub struct Options {
     /// Which MPI to use
     #[arg(long, value_enum, value_name = "MODE")]
     pub mpi: Option<MpiMode>,
+    /// Which of the host's MPIs: a name from the configuration, or the path of its library
+    #[arg(long, value_name = "NAME")]
+    pub host_mpi: Option<String>,
+    /// The MPI library inside that the program will use, where it does not link one itself
+    #[arg(long, value_name = "PATH")]
+    pub mpi_library: Option<PathBuf>,
     /// Say what is done, and why
     #[arg(long, short)]
     pub verbose: bool,

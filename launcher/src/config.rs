@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::cli::{MpiMode, Options};
 use crate::environ::Environ;
 use crate::error::{Code, Error, Result};
+use crate::host::mpi::Named;
 
 /// The site's file.
 pub const SITE_FILE: &str = "/etc/hpc-launch/config.toml";
@@ -74,6 +75,14 @@ pub struct Config {
     pub writable_tmpfs: Sourced<bool>,
     /// Which MPI.
     pub mpi: Sourced<MpiMode>,
+    /// Which of the host's MPIs: a name of `host_mpis`, or a path.
+    pub host_mpi: Sourced<Option<String>>,
+    /// The MPI library inside, for programs that do not link theirs.
+    pub mpi_library: Sourced<Option<PathBuf>>,
+    /// Where decisions are kept; `none`: nowhere.
+    pub cache: Sourced<Option<PathBuf>>,
+    /// The host's MPIs by name.
+    pub host_mpis: Vec<Sourced<Named>>,
     /// Where to start inside.
     pub workdir: Sourced<Option<PathBuf>>,
     /// The program that mounts SquashFS for users.
@@ -95,6 +104,10 @@ struct FileLayer {
     home: Option<bool>,
     writable_tmpfs: Option<bool>,
     mpi: Option<MpiMode>,
+    host_mpi: Option<String>,
+    mpi_library: Option<PathBuf>,
+    host_mpis: Option<Vec<Named>>,
+    cache: Option<PathBuf>,
     workdir: Option<PathBuf>,
     squashfuse: Option<PathBuf>,
     verbose: Option<bool>,
@@ -109,12 +122,25 @@ const KEYS: &[&str] = &[
     "home",
     "writable_tmpfs",
     "mpi",
+    "host_mpi",
+    "mpi_library",
+    "host_mpis",
+    "cache",
     "workdir",
     "squashfuse",
     "verbose",
 ];
 
 impl Config {
+    /// The directory in which decisions are kept: on the node, for files are others on each.
+    pub fn cache_directory(&self, uid: u32) -> Option<PathBuf> {
+        match &self.cache.value {
+            None => Some(PathBuf::from(format!("/var/tmp/hpc-launch-{uid}"))),
+            Some(path) if path == Path::new("none") => None,
+            Some(path) => Some(path.clone()),
+        }
+    }
+
     fn built_in() -> Config {
         Config {
             binds: Vec::new(),
@@ -124,6 +150,10 @@ impl Config {
             home: Sourced::built_in(true),
             writable_tmpfs: Sourced::built_in(false),
             mpi: Sourced::built_in(MpiMode::Auto),
+            host_mpi: Sourced::built_in(None),
+            mpi_library: Sourced::built_in(None),
+            cache: Sourced::built_in(None),
+            host_mpis: Vec::new(),
             workdir: Sourced::built_in(None),
             squashfuse: Sourced::built_in(None),
             verbose: Sourced::built_in(false),
@@ -177,6 +207,14 @@ impl Config {
             self.check_lock("unset_env", false, &origin, is_site)?;
             self.unset_env.push(Sourced { value: pattern, origin: origin("unset_env") });
         }
+        for named in layer.host_mpis.unwrap_or_default() {
+            self.check_lock("host_mpis", false, &origin, is_site)?;
+            if !named.library.is_absolute() {
+                let why = format!("host_mpis: the library of {:?} is no absolute path", named.name);
+                return Err(invalid(&origin("host_mpis"), &why));
+            }
+            self.host_mpis.push(Sourced { value: named, origin: origin("host_mpis") });
+        }
         macro_rules! replace {
             ($($key:ident $wrap:expr;)*) => { $(
                 if let Some(value) = layer.$key.map($wrap) {
@@ -190,6 +228,9 @@ impl Config {
             home |v| v;
             writable_tmpfs |v| v;
             mpi |v| v;
+            host_mpi Some;
+            mpi_library Some;
+            cache Some;
             workdir Some;
             squashfuse Some;
             verbose |v| v;
@@ -270,6 +311,8 @@ fn flag(key: &str) -> &'static str {
         "home" => "--no-home",
         "writable_tmpfs" => "--writable-tmpfs",
         "mpi" => "--mpi",
+        "host_mpi" => "--host-mpi",
+        "mpi_library" => "--mpi-library",
         "workdir" => "--workdir",
         _ => "--verbose",
     }
@@ -295,11 +338,12 @@ fn variables(environ: &Environ) -> Result<FileLayer> {
     let mpi = match environ.get(&variable("mpi")).as_deref() {
         None | Some("") => None,
         Some("auto") => Some(MpiMode::Auto),
+        Some("host") => Some(MpiMode::Host),
         Some("image") => Some(MpiMode::Image),
         Some(other) => {
             return Err(invalid(
                 &Origin::Variable(variable("mpi")),
-                &format!("{other:?} is neither auto nor image"),
+                &format!("{other:?} is none of auto, host and image"),
             ));
         }
     };
@@ -312,6 +356,9 @@ fn variables(environ: &Environ) -> Result<FileLayer> {
         writable_tmpfs: boolean("writable_tmpfs")?,
         verbose: boolean("verbose")?,
         mpi,
+        host_mpi: environ.get(&variable("host_mpi")).filter(|v| !v.is_empty()),
+        mpi_library: path("mpi_library"),
+        cache: path("cache"),
         workdir: path("workdir"),
         squashfuse: path("squashfuse"),
         ..FileLayer::default()
@@ -346,6 +393,10 @@ fn flags(options: &Options) -> Result<FileLayer> {
         home: options.no_home.then_some(false),
         writable_tmpfs: options.writable_tmpfs.then_some(true),
         mpi: options.mpi,
+        host_mpi: options.host_mpi.clone(),
+        mpi_library: options.mpi_library.clone(),
+        host_mpis: None,
+        cache: None,
         workdir: options.workdir.clone(),
         squashfuse: None,
         verbose: options.verbose.then_some(true),

@@ -67,6 +67,11 @@ catalogue! {
     SandboxBusy "sandbox-busy" EXIT_REFUSED "Another rank of this job is building the sandbox and does not finish.";
     LockForeign "lock-foreign" EXIT_REFUSED "Another user's process holds the name under which this job's ranks meet.";
     PmiMismatch "pmi-mismatch" EXIT_REFUSED "The launcher and the program's MPI cannot talk to each other: every rank would be a job of one.";
+    HostMpiMissing "host-mpi-missing" EXIT_REFUSED "The host's MPI that was asked for is not there, or none is there that could replace the image's.";
+    NotInjectable "not-injectable" EXIT_REFUSED "No other MPI can be put under this program: it is static, or made for another C library.";
+    LibcTooOld "libc-too-old" EXIT_REFUSED "Neither C library, the image's or the host's, has every version that the mixed process needs.";
+    BindingsMissing "bindings-missing" EXIT_REFUSED "The host's MPI comes without bindings (Fortran, C++) that the program links.";
+    PluginUnloadable "plugin-unloadable" EXIT_REFUSED "A plugin of the host's MPI would not load inside the container.";
     ProgramNotFound "program-not-found" EXIT_NOT_FOUND "The command does not exist inside the container.";
     ProgramNotExecutable "program-not-executable" EXIT_NOT_EXECUTABLE "The command exists and is not executable.";
     InterpreterMissing "interpreter-missing" EXIT_NOT_EXECUTABLE "The command's interpreter (of its #! line, or its dynamic loader) is not in the container.";
@@ -78,6 +83,9 @@ catalogue! {
     Exec "exec" EXIT_NOT_EXECUTABLE "The kernel refused to execute the command.";
 }
 
+/// So many further reasons are printed.
+const MAX_ALSO: usize = 3;
+
 /// A refusal: what was tried on which path, why it failed, and what to do.
 #[derive(Debug, Clone)]
 pub struct Error {
@@ -87,12 +95,14 @@ pub struct Error {
     pub what: String,
     /// What to do.
     pub cure: String,
+    /// Further reasons.
+    pub also: Vec<Error>,
 }
 
 impl Error {
     /// A refusal of this kind.
     pub fn new(code: Code, what: impl Into<String>, cure: impl Into<String>) -> Error {
-        Error { code, what: what.into(), cure: cure.into() }
+        Error { code, what: what.into(), cure: cure.into(), also: Vec::new() }
     }
 
     /// A system call of the sandbox's construction that failed.
@@ -113,7 +123,13 @@ impl fmt::Display for Error {
         if !self.cure.is_empty() {
             write!(f, "\n  what to do: {}", self.cure)?;
         }
-        Ok(())
+        for also in self.also.iter().take(MAX_ALSO) {
+            write!(f, "\n  and [{}] {}", also.code.name(), also.what)?;
+        }
+        match self.also.len().saturating_sub(MAX_ALSO) {
+            0 => Ok(()),
+            more => write!(f, "\n  and {more} more: see hpc-launch check"),
+        }
     }
 }
 

@@ -1,15 +1,19 @@
 //! `hpc-launch`: one containerised MPI rank per slot of the host's own launcher. See docs/ARCHITECTURE.md.
 #![cfg_attr(not(test), no_main)]
 
+mod cache;
 mod check;
 mod cli;
 mod config;
 mod detached;
 mod environ;
 mod error;
+mod host;
 mod image;
+mod inject;
 mod job;
 mod plan;
+mod program;
 mod rank;
 mod report;
 mod sandbox;
@@ -171,6 +175,12 @@ fn show_config(config: &Config, json: bool) -> Result<()> {
     line("home", config.home.value.to_string(), &config.home.origin);
     line("writable_tmpfs", config.writable_tmpfs.value.to_string(), &config.writable_tmpfs.origin);
     line("mpi", format!("{:?}", config.mpi.value).to_lowercase(), &config.mpi.origin);
+    line("host_mpi", config.host_mpi.value.clone().unwrap_or("-".to_owned()), &config.host_mpi.origin);
+    line("mpi_library", path(&config.mpi_library.value), &config.mpi_library.origin);
+    line("cache", path(&config.cache.value), &config.cache.origin);
+    for mpi in &config.host_mpis {
+        line("host_mpis", format!("{} {}", mpi.value.name, mpi.value.library.display()), &mpi.origin);
+    }
     line("workdir", path(&config.workdir.value), &config.workdir.origin);
     line("squashfuse", path(&config.squashfuse.value), &config.squashfuse.origin);
     line("verbose", config.verbose.value.to_string(), &config.verbose.origin);

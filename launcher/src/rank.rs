@@ -1,29 +1,39 @@
 //! A rank's journey: request → image → job → sandbox (built or joined) → verdict → exec.
 
+use std::cell::RefCell;
 use std::ffi::{CString, OsStr, OsString};
 use std::hash::Hash;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
+use abi_probe::ldso::Cpu;
 use abi_probe::mpi::Detail;
-use abi_probe::rootfs::{Kind as FileKind, View};
+use abi_probe::prober::Prober;
+use abi_probe::rootfs::{Entry, Kind as FileKind, Record, View};
 use nix::errno::Errno;
+use serde::{Deserialize, Serialize};
 
+use crate::cache::{Cache, Kept, Roots};
 use crate::check::{self, Judged, Links, Report};
 use crate::config::Config;
 use crate::environ::Environ;
 use crate::error::{Code, Error, Result, in_image};
+use crate::host::mpi::{Surroundings, TREES};
 use crate::image::environment::ImageEnvironment;
-use crate::image::{Image, Kind};
+use crate::image::{Image, Kind, open_path};
+use crate::inject::{self, Case, Decision};
 use crate::job::keeper;
 use crate::job::meeting::{Lock, Meeting, meet};
 use crate::job::siblings::{self, Found};
 use crate::job::{JobStep, Mark, digest};
-use crate::plan::make::layout;
+use crate::plan::environment::Injected;
+use crate::plan::make::Planner;
 use crate::plan::sources::{self, Facts, Sources};
 use crate::plan::{MpiVerdict, Plan, Step, VERSION, environment};
+use crate::program::Started;
 use crate::sandbox::build::Building;
 use crate::sandbox::calls::user_overlays;
 use crate::sandbox::namespace;
@@ -70,8 +80,8 @@ impl Myself {
 enum Inside {
     /// Built by this rank, which has everything that the exec needs.
     Built(Ready),
-    /// Joined; this is the image's environment, and the digest of the builder's program.
-    Joined(ImageEnvironment, String),
+    /// Joined; this is the environment inside, and the digest of the builder's program.
+    Joined(Noted, String),
 }
 
 /// What the exec needs.
@@ -90,7 +100,7 @@ impl Request {
         let inside = match (&self.job, &mark) {
             (Some(job), Some(mark)) => self.shared(&image, &myself, job, mark)?,
             _ => {
-                let entered = Entered::new(&myself, None)?;
+                let entered = Entered::new(&myself, None, None)?;
                 self.build(&image, &myself, entered, None)?
             }
         };
@@ -102,8 +112,10 @@ impl Request {
         let config = &self.config;
         let directories = sources::that_distinguish(&self.environ);
         let binds: Vec<&String> = config.binds.iter().map(|b| &b.value).collect();
+        // Programs of one job may need different libraries: each gets what was proved for it.
+        let mpi = (config.mpi.value, &config.host_mpi.value, &config.mpi_library.value);
         let what = (
-            (&image.path, image.id, &myself.cwd, binds),
+            (&image.path, image.id, &myself.cwd, binds, self.command.first(), mpi),
             (config.home.value, self.environ.get_os("HOME"), directories, config.writable_tmpfs.value),
         );
         self.job.as_ref().map(|job| Mark::new(myself.uid, job, &Hashed(what)))
@@ -131,7 +143,7 @@ impl Request {
                         return self.join(image, &namespaces);
                     }
                     Found::SameStep(namespaces) => {
-                        let entered = Entered::new(myself, Some(&namespaces.user))?;
+                        let entered = Entered::new(myself, Some(&namespaces.user), Some(job.daemon))?;
                         return self.build(image, myself, entered, Some((mark, &lock)));
                     }
                     Found::None => {
@@ -141,7 +153,7 @@ impl Request {
                         }
                         // Asked here: from a user namespace the dead look as if they were somebody else's.
                         let late = siblings::some_have_ended(job);
-                        let entered = Entered::new(myself, None)?;
+                        let entered = Entered::new(myself, None, Some(job.daemon))?;
                         let inside = self.build(image, myself, entered, Some((mark, &lock)))?;
                         if late {
                             keeper::leave(job, mark);
@@ -162,14 +174,14 @@ impl Request {
         nix::sys::prctl::set_no_new_privs().map_err(|e| Error::step("prctl(PR_SET_NO_NEW_PRIVS)", e))?;
         let builders = Builders::read();
         let noted = match &builders {
-            Some(Builders { environment: false, .. }) => Some(ImageEnvironment::default()),
+            Some(Builders { environment: false, .. }) => Some(Noted::default()),
             _ => notes::read(ENVIRONMENT_NOTE).and_then(|n| serde_json::from_slice(&n).ok()),
         };
         let environment = match noted {
             Some(environment) => environment,
             None => {
                 let view = View::open(Path::new("/")).map_err(in_image(&image.given))?;
-                ImageEnvironment::read(image, &view)?
+                Noted { image: ImageEnvironment::read(image, &view)?, injected: None }
             }
         };
         Ok(Inside::Joined(environment, builders.unwrap_or_default().program))
@@ -185,9 +197,9 @@ impl Request {
     ) -> Result<Inside> {
         let mark = meeting.map(|(mark, _)| mark);
         let detail = if self.config.verbose.value { Detail::Version } else { Detail::Quick };
-        let Drafted { plan, sources, building, environment, environ, program, .. } =
+        let Drafted { plan, sources, building, noted, environ, program, .. } =
             self.draft(image, myself, &entered, mark, detail)?;
-        let has_environment = environment != ImageEnvironment::default();
+        let has_environment = noted != Noted::default();
         let text = mark.map(|mark| {
             let builders =
                 Builders { program: program_digest(program, &environ), environment: has_environment };
@@ -196,7 +208,7 @@ impl Request {
         building.carry_out(&plan.steps, sources, text.as_deref(), !entered.in_user_namespace)?;
         if let Some((mark, lock)) = meeting {
             if has_environment {
-                write_note(ENVIRONMENT_NOTE, &environment);
+                write_note(ENVIRONMENT_NOTE, &noted);
             }
             lock.hand_over(&mark.text(), namespace::own)?;
         }
@@ -235,6 +247,10 @@ impl Request {
             overlays: if entered.in_user_namespace { user_overlays } else { || true },
         };
         let mut sources = Sources::find(&self.config, &facts)?;
+        if image.kind == Kind::Squashfs {
+            // The stage covers it; the host's MPI may lie there.
+            sources.tmp = open_path(Path::new("/tmp")).ok().map(Rc::new);
+        }
         if image.kind == Kind::Squashfs || sources.lie_in(image) {
             // Something will be mounted over the paths that lead to them.
             sources.hold()?;
@@ -243,7 +259,27 @@ impl Request {
         let mut view = building.view()?;
         let environment = ImageEnvironment::read(image, &view)?;
         let writable = self.config.writable_tmpfs.value;
-        let mut laid = layout(&mut view, image, writable, &facts, &sources)?;
+        let mut planner = Planner::new(&mut view, image, &sources)?;
+        let (workdir, note) = self.workdir(planner.view(), myself, &environment)?;
+        let (mut environ, mut changes) =
+            environment::make(&self.environ, &environment, &self.config, &workdir);
+        let command = self.command.first().map(OsString::as_os_str).unwrap_or_default();
+        let (path, program) = verdict::find_program(planner.view(), command, &workdir, &environ)?;
+        let id = program.id;
+        let host = host_view(&sources)?;
+        let asked = Asked { image, entered, planner: &planner, sources: &sources, host };
+        let decision = self.decide(asked, program, (&path, &workdir, &environ), detail)?;
+        let injected = decision.injection.as_ref().map(Injected::of);
+        if let Some(injection) = &decision.injection {
+            planner.inject(injection, &mut sources)?;
+        }
+        if let Some(injected) = &injected {
+            for change in injected.apply(&mut environ) {
+                changes.retain(|c| c.name != change.name);
+                changes.push(change);
+            }
+        }
+        let mut laid = planner.finish(writable, facts.overlays)?;
 
         let mut steps = Vec::new();
         if entered.in_user_namespace {
@@ -254,16 +290,10 @@ impl Request {
         steps.append(&mut laid.steps);
         steps.extend([Step::Enter, Step::NoNewPrivileges]);
 
-        let (workdir, note) = self.workdir(&view, myself, &environment)?;
         let mut remarks = laid.notes;
         remarks.extend(environment.notes.iter().cloned());
         remarks.extend(note);
-        let (environ, changes) = environment::make(&self.environ, &environment, &self.config, &workdir);
-        let command = self.command.first().map(OsString::as_os_str).unwrap_or_default();
-        let (path, program) = verdict::find_program(&view, command, &workdir, &environ)?;
-        let how = (self.config.mpi.value, detail);
-        let mpi = verdict::judge(&view, &program, &workdir, &environ, self.job.as_ref(), how)?;
-        let id = program.id;
+        remarks.extend(decision.remarks.iter().cloned());
         let plan = Plan {
             version: VERSION,
             image: image.clone(),
@@ -274,10 +304,81 @@ impl Request {
             environment: changes,
             program: path,
             arguments: verdict::lossy(&self.command[1..]),
-            mpi,
+            mpi: decision.verdict.clone(),
             notes: remarks,
         };
-        Ok(Drafted { plan, sources, building, view, environment, environ, program: id })
+        let noted = Noted { image: environment, injected };
+        Ok(Drafted { plan, sources, building, view, noted, environ, program: id, decision })
+    }
+
+    /// Whose MPI: as it was decided before, or anew. Who wants to know the reasons gets them anew.
+    fn decide(
+        &self,
+        mut asked: Asked,
+        program: Entry,
+        (path, workdir, environ): (&Path, &Path, &Environ),
+        detail: Detail,
+    ) -> Result<Decision> {
+        let case = |view, host| Case {
+            started: self.started(view, path, workdir, environ),
+            config: &self.config,
+            job: self.job.as_ref(),
+            outside: &self.environ,
+            around: &asked.entered.around,
+            host,
+            private: asked.planner.private(),
+        };
+        let uid = nix::unistd::geteuid().as_raw();
+        let directory = self.config.cache_directory(uid).filter(|_| detail == Detail::Quick);
+        let Some(cache) = directory.and_then(|path| Cache::open(&path, uid)) else {
+            return inject::decide(&case(asked.planner.view(), &asked.host), program, detail);
+        };
+        let name = self.decision_name(&asked, &program, (path, workdir, environ));
+        let base = asked.planner.view().base();
+        let roots = Roots { image: &base, host: &|path| asked.sources.reachable(path) };
+        if let Some(Kept { verdict, injection, remarks }) = cache.find(&name, asked.image, &roots) {
+            return Ok(Decision { verdict, injection, remarks, program, mixed: None });
+        }
+        let record = Rc::new(RefCell::new(Record::default()));
+        let mut view = asked.planner.view().fork();
+        view.record(&record);
+        asked.host.record(&record);
+        let command = view.find(&program.path).ok().flatten().unwrap_or(program);
+        let decision = inject::decide(&case(&view, &asked.host), command, detail)?;
+        // Programs without MPI are judged faster than looked up.
+        if !matches!(decision.verdict, MpiVerdict::NoneSeen) {
+            let Decision { verdict, injection, remarks, .. } = &decision;
+            let (verdict, injection, remarks) = (verdict.clone(), injection.clone(), remarks.clone());
+            cache.keep(&name, asked.image, &record, &Kept { verdict, injection, remarks });
+        }
+        Ok(decision)
+    }
+
+    /// Everything that a decision depends on but for the contents of files.
+    fn decision_name(
+        &self,
+        asked: &Asked,
+        program: &Entry,
+        (path, workdir, environ): (&Path, &Path, &Environ),
+    ) -> String {
+        let config = &self.config;
+        let named: Vec<_> = config.host_mpis.iter().map(|m| &m.value).collect();
+        let inside = ["LD_LIBRARY_PATH", "LD_PRELOAD", "PATH", "PYTHONPATH", "HOME"];
+        let outside = TREES.iter().chain(&["LD_LIBRARY_PATH", "PATH"]);
+        let rank = self.job.as_ref().map(|job| {
+            let told = pmi_shim::fit::VARIABLES.map(|name| self.environ.get_os(name).is_some());
+            (job.rank.launcher.name(), job.rank.offers.name(), job.rank.size == Some(1), told)
+        });
+        let wanted = asked.sources.wanted.iter().map(|(want, _)| (&want.source, &want.at, want.read_only));
+        let settings = (config.mpi.value, &config.host_mpi.value, &config.mpi_library.value, named);
+        let image = (&asked.image.path, asked.image.id.0, asked.image.id.1);
+        let command = (path, workdir, &program.path, program.id, &self.command[1..]);
+        digest(&(
+            (image, command, settings, rank, &asked.entered.around.launcher),
+            inside.map(|name| environ.get_os(name)),
+            outside.map(|name| self.environ.get_os(name)).collect::<Vec<_>>(),
+            (wanted.collect::<Vec<_>>(), asked.planner.private(), Cpu::this().level),
+        ))
     }
 
     /// Whether the program would run. To be called in a process that ends afterwards, as [`Request::plan`].
@@ -289,14 +390,21 @@ impl Request {
     fn judge(&self) -> Result<Judged> {
         let image = Image::open(&self.image)?;
         let myself = Myself::now();
-        let entered = Entered::new(&myself, None)?;
+        let entered = Entered::new(&myself, None, self.job.as_ref().map(|job| job.daemon))?;
         let drafted = self.draft(&image, &myself, &entered, None, Detail::Version)?;
-        let plan = drafted.plan;
-        let links = match drafted.view.find(&plan.workdir.join(&plan.program)) {
-            Ok(Some(entry)) => check::links(&drafted.view, &entry, &plan.workdir, &drafted.environ)?,
-            _ => Links::default(),
+        let (plan, decision) = (drafted.plan, drafted.decision);
+        let links = match &decision.mixed {
+            // Every symbol of it has been bound.
+            Some(map) => Links::of(map),
+            None => check::links(&drafted.view, &decision.program, &plan.workdir, &drafted.environ)?,
         };
-        Ok(Judged { program: plan.program, mpi: plan.mpi, links })
+        Ok(Judged {
+            program: plan.program,
+            mpi: plan.mpi,
+            links,
+            injection: decision.injection,
+            remarks: decision.remarks,
+        })
     }
 
     /// The plan alone. To be called in a process that ends afterwards: it is in namespaces of its own.
@@ -304,7 +412,7 @@ impl Request {
         let image = Image::open(&self.image)?;
         let myself = Myself::now();
         let mark = self.mark(&image, &myself);
-        let entered = Entered::new(&myself, None)?;
+        let entered = Entered::new(&myself, None, self.job.as_ref().map(|job| job.daemon))?;
         Ok(self.draft(&image, &myself, &entered, mark.as_ref(), Detail::Version)?.plan)
     }
 
@@ -345,9 +453,9 @@ impl Request {
     fn execute(&self, image: &Image, myself: &Myself, inside: Inside) -> Result<std::convert::Infallible> {
         let Ready { workdir, program, environ } = match inside {
             Inside::Built(ready) => ready,
-            Inside::Joined(environment, judged) => match self.ready_at_once(myself, &environment, &judged) {
+            Inside::Joined(noted, judged) => match self.ready_at_once(myself, &noted, &judged) {
                 Some(ready) => ready,
-                None => self.ready(image, myself, &environment, &judged)?,
+                None => self.ready(image, myself, &noted, &judged)?,
             },
         };
         nix::unistd::chdir(&workdir)
@@ -356,14 +464,14 @@ impl Request {
     }
 
     /// For a rank that joined and does what the first rank did: same directory, a program that was judged.
-    fn ready_at_once(&self, myself: &Myself, image: &ImageEnvironment, judged: &str) -> Option<Ready> {
+    fn ready_at_once(&self, myself: &Myself, noted: &Noted, judged: &str) -> Option<Ready> {
         let workdir = match &self.config.workdir.value {
             Some(_) => return None,
             None => myself.cwd.clone()?,
         };
         nix::unistd::chdir(&workdir).ok()?;
         let command = self.command.first()?;
-        let (environ, _) = environment::make(&self.environ, image, &self.config, &workdir);
+        let environ = self.environ_inside(noted, &workdir);
         let program = match command.as_bytes().contains(&b'/') {
             true => PathBuf::from(command),
             false => {
@@ -377,23 +485,39 @@ impl Request {
         (digest == judged || notes::is_judged(&digest)).then_some(Ready { workdir, program, environ })
     }
 
+    fn environ_inside(&self, noted: &Noted, workdir: &Path) -> Environ {
+        let (mut environ, _) = environment::make(&self.environ, &noted.image, &self.config, workdir);
+        if let Some(injected) = &noted.injected {
+            injected.apply(&mut environ);
+        }
+        environ
+    }
+
+    fn started<'a>(
+        &'a self,
+        view: &'a View,
+        command: &'a Path,
+        workdir: &'a Path,
+        environ: &'a Environ,
+    ) -> Started<'a> {
+        let arguments = self.command.get(1..).unwrap_or_default();
+        let mpi_library = self.config.mpi_library.value.as_deref();
+        Started { view, command, workdir, environ, arguments, mpi_library }
+    }
+
     /// For a rank that joined, with every check.
-    fn ready(
-        &self,
-        image: &Image,
-        myself: &Myself,
-        environment: &ImageEnvironment,
-        judged: &str,
-    ) -> Result<Ready> {
+    fn ready(&self, image: &Image, myself: &Myself, noted: &Noted, judged: &str) -> Result<Ready> {
         let view = View::open(Path::new("/")).map_err(in_image(&image.given))?;
-        let (workdir, _) = self.workdir(&view, myself, environment)?;
-        let (environ, _) = environment::make(&self.environ, environment, &self.config, &workdir);
+        let (workdir, _) = self.workdir(&view, myself, &noted.image)?;
+        let environ = self.environ_inside(noted, &workdir);
         let command = self.command.first().map(OsString::as_os_str).unwrap_or_default();
         let (path, program) = verdict::find_program(&view, command, &workdir, &environ)?;
         let digest = program_digest(program.id, &environ);
         if digest != judged && !notes::is_judged(&digest) {
-            let how = (self.config.mpi.value, Detail::Quick);
-            verdict::judge(&view, &program, &workdir, &environ, self.job.as_ref(), how)?;
+            let prober = Prober::new(&view);
+            let started = self.started(&view, &path, &workdir, &environ);
+            let looked = verdict::look(&prober, &started, program, Detail::Quick)?;
+            verdict::own(&prober, &looked, &environ, self.job.as_ref(), self.config.mpi.value)?;
             notes::judged(&digest);
         }
         Ok(Ready { workdir, program: path, environ })
@@ -408,8 +532,14 @@ impl Request {
         for note in plan.notes.iter().filter(|n| n.contains(": starting in ")) {
             eprintln!("hpc-launch: {note}");
         }
-        if let MpiVerdict::Forced { why, .. } = &plan.mpi {
-            eprintln!("hpc-launch: --mpi=image overrides: {why}");
+        match &plan.mpi {
+            MpiVerdict::Forced { why, .. } => eprintln!("hpc-launch: --mpi=image overrides: {why}"),
+            MpiVerdict::Inject { overridden, .. } => {
+                for what in overridden {
+                    eprintln!("hpc-launch: --mpi=host overrides: {what}");
+                }
+            }
+            MpiVerdict::Own { .. } | MpiVerdict::NoneSeen => {}
         }
     }
 }
@@ -421,25 +551,57 @@ struct Drafted {
     building: Building,
     /// As the sandbox will be.
     view: View,
-    environment: ImageEnvironment,
+    noted: Noted,
     environ: Environ,
     /// Device and inode of the program.
     program: (u64, u64),
+    decision: Decision,
+}
+
+/// What ranks that join need not find out again.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Noted {
+    /// What the image says of its programs' environment.
+    image: ImageEnvironment,
+    /// What the host's MPI needs there.
+    injected: Option<Injected>,
+}
+
+/// What a decision is about.
+struct Asked<'a> {
+    image: &'a Image,
+    entered: &'a Entered,
+    planner: &'a Planner<'a>,
+    sources: &'a Sources,
+    host: View,
+}
+
+/// The host's root as it can be seen now.
+fn host_view(sources: &Sources) -> Result<View> {
+    let mut host = View::host()
+        .map_err(|e| Error::step("opening the host's root", std::io::Error::other(e.to_string())))?;
+    if let Some(tmp) = &sources.tmp {
+        host.lay(Path::new("/tmp"), Rc::clone(tmp), Path::new("/tmp"));
+    }
+    Ok(host)
 }
 
 /// The user namespace in which the sandbox will be.
 struct Entered {
     in_user_namespace: bool,
+    /// What could be seen before.
+    around: Surroundings,
 }
 
 impl Entered {
     /// Joins the step's user namespace if it has one, or makes one where one is needed.
-    fn new(myself: &Myself, of_step: Option<&OwnedFd>) -> Result<Entered> {
+    fn new(myself: &Myself, of_step: Option<&OwnedFd>, daemon: Option<i32>) -> Result<Entered> {
+        let around = Surroundings::of(daemon);
         let in_user_namespace = match of_step {
             Some(user) => namespace::join_user_namespace(user)?,
             None => namespace::new_user_namespace(myself.uid, myself.gid)?,
         };
-        Ok(Entered { in_user_namespace })
+        Ok(Entered { in_user_namespace, around })
     }
 }
 
@@ -452,7 +614,7 @@ impl<T: Hash> Hash for Hashed<T> {
     }
 }
 
-fn write_note(name: &str, value: &impl serde::Serialize) {
+fn write_note(name: &str, value: &impl Serialize) {
     if let Ok(text) = serde_json::to_vec(value) {
         notes::write(name, &text);
     }

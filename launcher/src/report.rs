@@ -27,6 +27,13 @@ pub fn text(plan: &Plan) -> String {
         None => line("launcher   none: one process".to_owned()),
     }
     line(match &plan.mpi {
+        MpiVerdict::Inject { mpi, replaces, .. } => {
+            let replaced = match replaces {
+                Some(image) => format!(", in the place of the image's {}", image.describe()),
+                None => ", which the image lacks".to_owned(),
+            };
+            format!("MPI        the host's: {}{replaced}", mpi.describe())
+        }
         MpiVerdict::Own { mpi } => format!("MPI        the image's own: {}", mpi.describe()),
         MpiVerdict::Forced { mpi, why } => {
             format!("MPI        the image's own, forced: {}; {why}", mpi.describe())
@@ -85,6 +92,10 @@ fn step_text(step: &Step) -> String {
                 true => format!("bind {}{mode} — {why}", at.display()),
                 false => format!("bind {} at {}{mode} — {why}", source.display(), at.display()),
             }
+        }
+        Step::Links { at, links } => {
+            let names: Vec<&str> = links.iter().map(|l| l.name.as_str()).collect();
+            format!("{} links to the host's {}", at.display(), names.join(", "))
         }
         Step::Enter => "the root becomes /".to_owned(),
         Step::NoNewPrivileges => "no new privileges".to_owned(),

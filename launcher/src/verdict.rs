@@ -9,13 +9,14 @@ use abi_probe::linkmap::{Circumstances, Scope, Unrunnable};
 use abi_probe::mpi::{self, Detail, Family, Mpi, Pmi};
 use abi_probe::prober::Prober;
 use abi_probe::rootfs::{Entry, Kind, Lookup, View};
-use pmi_shim::fit::{self, ImageMpi};
+use pmi_shim::fit::{self, ImageMpi, Misfit};
 
 use crate::cli::MpiMode;
 use crate::environ::Environ;
 use crate::error::{Code, Error, Result};
 use crate::job::JobStep;
 use crate::plan::MpiVerdict;
+use crate::program::{Looked, Started};
 
 /// Finds the command as the container's execvp would; answers the path by which it would be executed in
 /// `workdir`, and what that leads to.
@@ -83,51 +84,69 @@ pub fn find_program(
     )
 }
 
-/// Judges the program; `Ok` means that it may start.
-pub fn judge(
-    view: &View,
-    program: &Entry,
-    workdir: &Path,
-    environ: &Environ,
-    job: Option<&JobStep>,
-    (mode, detail): (MpiMode, Detail),
-) -> Result<MpiVerdict> {
-    let failed = |e: abi_probe::Error| {
+/// What went wrong while a program was looked at.
+pub fn unreadable(program: &Path) -> impl Fn(abi_probe::Error) -> Error + '_ {
+    move |e| {
         Error::new(
             Code::ProgramNotExecutable,
-            format!("{} cannot be looked at: {e}", program.path.display()),
+            format!("{} cannot be looked at: {e}", program.display()),
             "the file, or a library of it, is damaged or may not be read: build or copy it again",
         )
-    };
-    let library_path = environ.get("LD_LIBRARY_PATH");
-    let preload = environ.get("LD_PRELOAD");
+    }
+}
+
+/// The program, and its own MPI.
+pub fn look(prober: &Prober, started: &Started, command: Entry, detail: Detail) -> Result<Looked> {
+    let path = command.path.clone();
+    let (library_path, preload) = (started.environ.get("LD_LIBRARY_PATH"), started.environ.get("LD_PRELOAD"));
     let how = Circumstances {
         library_path: library_path.as_deref(),
         preload: preload.as_deref(),
-        directory: workdir,
+        directory: started.workdir,
         scope: Scope::Mpi,
         ..Circumstances::default()
     };
-    let prober = Prober::new(view);
-    let map = prober.program(program, &how).map_err(failed)?.map_err(unrunnable)?;
-    let Some(mut mpi) = mpi::in_map(&prober, &map, detail).map_err(failed)? else {
-        return Ok(MpiVerdict::NoneSeen);
+    started.look(prober, command, &how, detail).map_err(unreadable(&path))?.map_err(unrunnable)
+}
+
+/// Whether the program may start with the MPI that it has; the error says why not.
+pub fn own(
+    prober: &Prober,
+    looked: &Looked,
+    environ: &Environ,
+    job: Option<&JobStep>,
+    mode: MpiMode,
+) -> Result<MpiVerdict> {
+    let failed = unreadable(&looked.map.program);
+    let Some(job) = job else {
+        return Ok(match &looked.mpi {
+            Some(mpi) => MpiVerdict::Own { mpi: mpi.clone() },
+            None => MpiVerdict::NoneSeen,
+        });
     };
-    let Some(job) = job else { return Ok(MpiVerdict::Own { mpi }) };
-    let fits = |mpi: &Mpi| fit::judge(&job.rank, &facts(mpi), |name| environ.get(name));
-    let Err(mut misfit) = fits(&mpi) else { return Ok(MpiVerdict::Own { mpi }) };
+    let mpi = match &looked.mpi {
+        Some(mpi) => Some(mpi.clone()),
+        None => mpi::inside(prober, &looked.map).map_err(failed)?,
+    };
+    let Some(mut mpi) = mpi else { return Ok(MpiVerdict::NoneSeen) };
+    let Err(mut misfit) = fits(&mpi, job, environ) else { return Ok(MpiVerdict::Own { mpi }) };
     // Now that it will be named: its version too.
-    if detail == Detail::Quick
-        && let Some(named) = mpi::in_map(&prober, &map, Detail::Version).map_err(failed)?
+    if mpi.version.is_none()
+        && let Ok(Some(named)) = mpi::in_map(prober, &looked.map, Detail::Version)
     {
         mpi = named;
-        misfit = fits(&mpi).err().unwrap_or(misfit);
+        misfit = fits(&mpi, job, environ).err().unwrap_or(misfit);
     }
     if mode == MpiMode::Image {
         return Ok(MpiVerdict::Forced { mpi, why: misfit.why });
     }
     let cure = format!("{} (--mpi=image runs it all the same)", misfit.cure);
     Err(Error::new(Code::PmiMismatch, misfit.why, cure))
+}
+
+/// Whether an MPI can talk to the launcher.
+pub fn fits(mpi: &Mpi, job: &JobStep, environ: &Environ) -> std::result::Result<(), Misfit> {
+    fit::judge(&job.rank, &facts(mpi), |name| environ.get(name))
 }
 
 fn facts(mpi: &Mpi) -> ImageMpi {

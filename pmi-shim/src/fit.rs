@@ -25,6 +25,10 @@ pub struct Misfit {
     pub cure: String,
 }
 
+/// Variables whose presence [`judge`] asks for.
+pub const VARIABLES: [&str; 5] =
+    ["OMPI_MCA_orte_local_daemon_uri", "SLURM_NODELIST", "SLURM_STEP_ID", "FLUX_JOB_ID", "JSM_JSRUN_PORT"];
+
 /// Judges one pair; `get` reads the rank's environment.
 pub fn judge(rank: &Rank, mpi: &ImageMpi, get: impl Fn(&str) -> Option<String>) -> Result<(), Misfit> {
     let speaks = match (mpi.simple, mpi.pmix) {

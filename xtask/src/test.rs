@@ -78,7 +78,7 @@ fn run_phases(layout: &Layout, scope: &Scope, phases: &mut Phases) -> Result<()>
     });
     phases.judged("end-to-end tests", || {
         let mut command = cargo(layout);
-        command.args(["test", "--release", "-p", "hpc-launch-tests"]);
+        command.args(["test", "--release", "--no-fail-fast", "-p", "hpc-launch-tests"]);
         command.env("HPC_LAUNCH_BIN", &stage.launcher).env("HPC_LAUNCH_IMAGES", stage.images());
         command.env("HPC_LAUNCH_ABI_PROBE", launcher.with_file_name("abi-probe"));
         if let Some(account) = user.account() {

@@ -23,8 +23,8 @@ use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
 
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat, openat2, readlinkat};
-use nix::sys::stat::{Mode, fstat};
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2, readlinkat};
+use nix::sys::stat::{Mode, fstat, fstatat};
 
 pub use self::entry::{Entry, Kind};
 use self::entry::{entry, fd_path, read_link};
@@ -170,21 +170,43 @@ impl View {
         self.add_layer(at, Source::Empty, PathBuf::new());
     }
 
+    /// How something in the image is now, by its link-free path from the record. One system call: a link that was
+    /// put on the way leads to the same object, or to another, which the stamp tells.
+    pub fn stamp(&self, path: &Path) -> Option<Stamp> {
+        let root = self.layers.first()?.source.tree().ok()??;
+        let rest = path.strip_prefix("/").ok()?;
+        let stat = match rest.as_os_str().is_empty() {
+            true => fstat(root),
+            false => fstatat(root, rest, AtFlags::AT_SYMLINK_NOFOLLOW),
+        };
+        stat.ok().map(|stat| Stamp::of(&stat))
+    }
+
     /// Writes down an object.
     fn note(&self, entry: &Entry) {
         let (Some(record), Some(stamp)) = (&self.record, entry.stamp) else { return };
-        let Layer { at, origin: (side, origin), .. } = &self.layers[entry.layer];
-        let rest = entry.path.strip_prefix(at).unwrap_or(&entry.path);
-        let path = if rest.as_os_str().is_empty() { origin.clone() } else { origin.join(rest) };
-        record.borrow_mut().add(*side, path, stamp);
+        let (side, path) = self.origin(entry.layer, &entry.path);
+        record.borrow_mut().add(side, path, stamp);
     }
 
-    /// Writes down the directory that holds something, or lacks it.
-    fn note_directory(&self, path: &Path) {
-        if self.record.is_some()
-            && let Ok(Lookup::Exists(entry) | Lookup::Missing { parent: entry, .. }) = self.walk(path, true)
-        {
-            self.note(&entry);
+    /// Where something lies.
+    fn origin(&self, layer: usize, path: &Path) -> (Side, PathBuf) {
+        let Layer { at, origin: (side, origin), .. } = &self.layers[layer];
+        let rest = path.strip_prefix(at).unwrap_or(path);
+        (*side, if rest.as_os_str().is_empty() { origin.clone() } else { origin.join(rest) })
+    }
+
+    /// Writes down that something is missing.
+    fn note_missing(&self, parent: &Entry, rest: &Path) {
+        let (Some(record), Some(stamp)) = (&self.record, parent.stamp) else { return };
+        let (side, directory) = self.origin(parent.layer, &parent.path);
+        record.borrow_mut().add_missing(side, directory, stamp, rest);
+    }
+
+    fn note_lookup(&self, found: &Lookup) {
+        match found {
+            Lookup::Exists(entry) => self.note(entry),
+            Lookup::Missing { parent, rest } => self.note_missing(parent, rest),
         }
     }
 
@@ -208,16 +230,14 @@ impl View {
     /// Finds `path` (taken from `/` when relative), following every link inside the view.
     pub fn lookup(&self, path: &Path) -> Result<Lookup> {
         let found = self.walk(path, true)?;
-        let (Lookup::Exists(entry) | Lookup::Missing { parent: entry, .. }) = &found;
-        self.note(entry);
+        self.note_lookup(&found);
         Ok(found)
     }
 
     /// As [`View::lookup`], but a link in the last place is itself the answer.
     pub fn lookup_nofollow(&self, path: &Path) -> Result<Lookup> {
         let found = self.walk(path, false)?;
-        let (Lookup::Exists(entry) | Lookup::Missing { parent: entry, .. }) = &found;
-        self.note(entry);
+        self.note_lookup(&found);
         Ok(found)
     }
 
@@ -226,7 +246,17 @@ impl View {
         let found = self.seek(path)?;
         match &found {
             Some(entry) => self.note(entry),
-            None => self.note_directory(path),
+            // What answered may not have said where the way ended.
+            None if self.record.is_some() => match self.walk(path, true) {
+                Ok(missing) => self.note_lookup(&missing),
+                Err(Error::NotADirectory { path }) => {
+                    if let Ok(Some(entry)) = self.seek(&path) {
+                        self.note(&entry);
+                    }
+                }
+                Err(_) => {}
+            },
+            None => {}
         }
         Ok(found)
     }
@@ -322,10 +352,11 @@ impl View {
                 },
             };
             self.links.borrow_mut().insert(here.clone(), target.clone());
-            if target.is_some()
-                && let Some(parent) = here.parent()
+            if let (Some(record), Some(root), true) = (&self.record, root, target.is_some())
+                && let Ok(stat) = fstatat(&**root, below, AtFlags::AT_SYMLINK_NOFOLLOW)
             {
-                self.note_directory(parent);
+                let (side, path) = self.origin(index, &here);
+                record.borrow_mut().add(side, path, Stamp::of(&stat));
             }
             if let Some(target) = target {
                 return Some(target.components().chain(rest).collect());
@@ -371,7 +402,7 @@ impl View {
                 return Ok(Lookup::Missing { parent, rest: rest.iter().collect() });
             };
             if next.kind == Kind::Symlink && (follow_last || !pending.is_empty()) {
-                self.note(parent);
+                self.note(&next);
                 links += 1;
                 if links > MAX_LINKS {
                     return Err(Error::LinkLoop { path: path.to_owned() });

@@ -1,8 +1,7 @@
-//! What an answer depends on: every file and directory that was looked at, and how it was then.
-//!
-//! A name that is missing depends on the directory that lacks it; a link on the directory that holds it.
+//! What an answer depends on: every file, directory and link that was looked at, and how it was then, or that
+//! it was not there. Where many names were missing, the directory that lacks them stands for all.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -31,9 +30,9 @@ impl Stamp {
         }
     }
 
-    /// Of what a path of the host leads to, if that is there.
+    /// Of a path of the host, if that is there; a link's own.
     pub fn of_host(path: &Path) -> Option<Stamp> {
-        let meta = std::fs::metadata(path).ok()?;
+        let meta = std::fs::symlink_metadata(path).ok()?;
         Some(Stamp {
             device: meta.dev(),
             inode: meta.ino(),
@@ -53,10 +52,14 @@ pub enum Side {
     Host,
 }
 
+/// From so many missing names on, their directory is written down instead: it changes more often.
+const MANY_MISSING: usize = 4;
+
 /// Everything that was looked at, by link-free path.
 #[derive(Debug, Default)]
 pub struct Record {
     seen: BTreeMap<(Side, PathBuf), Stamp>,
+    missing: BTreeMap<(Side, PathBuf), (Stamp, BTreeSet<PathBuf>)>,
 }
 
 impl Record {
@@ -65,8 +68,22 @@ impl Record {
         self.seen.entry((side, path)).or_insert(stamp);
     }
 
-    /// In order.
-    pub fn iter(&self) -> impl Iterator<Item = (Side, &Path, Stamp)> {
-        self.seen.iter().map(|((side, path), stamp)| (*side, path.as_path(), *stamp))
+    pub(super) fn add_missing(&mut self, side: Side, directory: PathBuf, stamp: Stamp, rest: &Path) {
+        let (_, names) = self.missing.entry((side, directory)).or_insert_with(|| (stamp, BTreeSet::new()));
+        // What is below something missing is missing with it.
+        names.insert(rest.iter().next().map(PathBuf::from).unwrap_or_default());
+    }
+
+    /// Paths, and how they were; `None`: missing.
+    pub fn entries(&self) -> BTreeMap<(Side, PathBuf), Option<Stamp>> {
+        let mut all: BTreeMap<_, _> = self.seen.iter().map(|(key, stamp)| (key.clone(), Some(*stamp))).collect();
+        for ((side, directory), (stamp, names)) in &self.missing {
+            if names.len() >= MANY_MISSING {
+                all.insert((*side, directory.clone()), Some(*stamp));
+            } else {
+                all.extend(names.iter().map(|name| ((*side, directory.join(name)), None)));
+            }
+        }
+        all
     }
 }

@@ -1,10 +1,13 @@
 //! The program's environment: the host's, minus what misleads inside, under the image's, under the user's.
 
 use std::ffi::OsStr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use abi_probe::inject::Injection;
 use pmi_shim::glob;
 use pmi_shim::passthrough::{Treatment, treatment};
+
+use serde::{Deserialize, Serialize};
 
 use super::Change;
 use crate::config::Config;
@@ -13,6 +16,46 @@ use crate::image::environment::ImageEnvironment;
 
 /// Where programs are looked for when the image does not say.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// What a program must be told so that it loads the host's MPI: a note for ranks that join.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Injected {
+    library_path: PathBuf,
+    prefix: Option<PathBuf>,
+}
+
+/// Variables that tell a relocated Open MPI where its tree is, all or none: with one of them alone Open MPI 4
+/// hangs in MPI_Init (opal/mca/installdirs/env, pmix's and prte's likewise).
+const PREFIXES: &[&str] = &["OPAL_PREFIX", "PMIX_PREFIX", "PMIX_INSTALL_PREFIX", "PRTE_PREFIX"];
+
+impl Injected {
+    /// From the proof.
+    pub fn of(injection: &Injection) -> Injected {
+        Injected { library_path: injection.library_path.clone(), prefix: injection.prefix.clone() }
+    }
+
+    /// Adds it to an environment.
+    pub fn apply(&self, environ: &mut Environ) -> Vec<Change> {
+        let mut changes = Vec::new();
+        let mut set = |name: &str, value: String, why: &str| {
+            environ.set(name, &value);
+            changes.push(Change { name: name.to_owned(), value: Some(value), why: why.to_owned() });
+        };
+        for name in PREFIXES {
+            if let Some(prefix) = &self.prefix {
+                set(name, prefix.display().to_string(), "the tree of the host's MPI, which was moved");
+            }
+        }
+        let mut list = self.library_path.display().to_string();
+        if let Some(more) = environ.get("LD_LIBRARY_PATH").filter(|more| !more.is_empty()) {
+            list = format!("{list}:{more}");
+        }
+        environ.set("LD_LIBRARY_PATH", &list);
+        let why = "libraries of the host's MPI".to_owned();
+        changes.push(Change { name: "LD_LIBRARY_PATH".to_owned(), value: Some(list), why });
+        changes
+    }
+}
 
 /// Makes the environment and the list of changes that lead to it.
 pub fn make(

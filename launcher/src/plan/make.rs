@@ -6,9 +6,10 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
+use abi_probe::inject::Injection;
 use abi_probe::rootfs::{Entry, Kind, Lookup, View};
 
-use super::sources::{Facts, Sources, Want, Weight};
+use super::sources::{Sources, Want, Weight};
 use super::{Make, Relay, Step, table};
 use crate::error::{Code, Error, Result, in_image};
 use crate::image::Image;
@@ -40,7 +41,8 @@ enum Maker {
 /// A mount point: its path, and the object if it exists in the image.
 type Target = (PathBuf, Option<Rc<OwnedFd>>);
 
-struct Planner<'a> {
+/// A plan in the making.
+pub struct Planner<'a> {
     view: &'a mut View,
     image: &'a Image,
     /// Made directories, and who makes them.
@@ -48,37 +50,64 @@ struct Planner<'a> {
     makes: BTreeMap<Maker, Vec<Make>>,
     run: PathBuf,
     binds: Vec<Step>,
+    links: Option<Step>,
     /// How seriously each of the binds is wanted.
     weights: Vec<Weight>,
     notes: Vec<String>,
 }
 
-/// Plans the sandbox's inside. `view` is the image alone; afterwards it is what the program will see.
-pub fn layout(
-    view: &mut View,
-    image: &Image,
-    writable: bool,
-    facts: &Facts,
-    sources: &Sources,
-) -> Result<Layout> {
-    let mut planner = Planner {
-        view,
-        image,
-        made: Vec::new(),
-        makes: BTreeMap::new(),
-        run: PathBuf::new(),
-        binds: Vec::new(),
-        weights: Vec::new(),
-        notes: Vec::new(),
-    };
-    planner.run_directory()?;
-    for (handle, (want, kind)) in sources.wanted.iter().enumerate() {
-        planner.bind(want, handle, *kind, sources)?;
+impl<'a> Planner<'a> {
+    /// Plans the sandbox's inside. `view` is the image alone; afterwards it is what the program will see.
+    pub fn new(view: &'a mut View, image: &'a Image, sources: &Sources) -> Result<Planner<'a>> {
+        let mut planner = Planner {
+            view,
+            image,
+            made: Vec::new(),
+            makes: BTreeMap::new(),
+            run: PathBuf::new(),
+            binds: Vec::new(),
+            links: None,
+            weights: Vec::new(),
+            notes: Vec::new(),
+        };
+        planner.run_directory()?;
+        for (handle, (want, kind)) in sources.wanted.iter().enumerate() {
+            planner.bind(want, handle, *kind, sources)?;
+        }
+        Ok(planner)
     }
-    planner.finish(writable, facts.overlays)
-}
 
-impl Planner<'_> {
+    /// What the program will see, so far.
+    pub fn view(&self) -> &View {
+        self.view
+    }
+
+    /// The sandbox's own directory, without links.
+    pub fn private(&self) -> PathBuf {
+        self.run.join("hpc-launch")
+    }
+
+    /// The host's MPI, where its proof wants it.
+    pub fn inject(&mut self, injection: &Injection, sources: &mut Sources) -> Result<()> {
+        for shown in &injection.shown {
+            let want = Want {
+                source: shown.source.clone(),
+                at: shown.at.clone(),
+                read_only: false,
+                why: shown.why.clone(),
+                weight: Weight::Injected,
+            };
+            let (handle, kind) = sources.add(want.clone())?;
+            self.bind(&want, handle, kind, sources)?;
+        }
+        let at = &injection.library_path;
+        if let Lookup::Missing { parent, rest } = self.view.lookup(at).map_err(in_image(&self.image.given))? {
+            self.make(&parent, &rest, true);
+        }
+        self.links = Some(Step::Links { at: at.clone(), links: injection.links.clone() });
+        Ok(())
+    }
+
     fn run_directory(&mut self) -> Result<()> {
         let entry = match self.view.lookup(Path::new(table::RUN)).map_err(in_image(&self.image.given))? {
             Lookup::Exists(entry) => {
@@ -124,7 +153,7 @@ impl Planner<'_> {
                         format!("{what} ({origin})"),
                         "choose another place inside: --bind SRC:DST",
                     )),
-                    Weight::Required => Err(self.bad_layout(&what)),
+                    Weight::Required | Weight::Injected => Err(self.bad_layout(&what)),
                     Weight::IfPossible => {
                         self.notes.push(what);
                         Ok(())
@@ -172,7 +201,7 @@ impl Planner<'_> {
                     return Err(format!("{} is {} inside", entry.path.display(), entry.kind.article()));
                 }
                 let of_host = entry.layer != 0 && entry.fd().is_some();
-                if of_host && !matches!(want.weight, Weight::Asked(_)) {
+                if of_host && !matches!(want.weight, Weight::Asked(_) | Weight::Injected) {
                     return Err(format!(
                         "inside, {} is the host's already, by a link of the image",
                         entry.path.display()
@@ -242,7 +271,8 @@ impl Planner<'_> {
         Ok(())
     }
 
-    fn finish(mut self, writable: bool, overlays: fn() -> bool) -> Result<Layout> {
+    /// The steps.
+    pub fn finish(mut self, writable: bool, overlays: fn() -> bool) -> Result<Layout> {
         self.refuse_hidden()?;
         let mut steps = Vec::new();
         let relaid: Vec<PathBuf> = self
@@ -274,6 +304,7 @@ impl Planner<'_> {
         let place = steps.iter().rposition(covers).map_or(0, |last| last + 1);
         steps.insert(place, Step::Tmpfs { at: self.run.clone(), why: table::RUN_WHY.to_owned(), make: run });
         steps.append(&mut self.binds);
+        steps.extend(self.links.take());
         Ok(Layout { steps, notes: self.notes })
     }
 
@@ -322,6 +353,7 @@ mod tests {
     use crate::cli::Options;
     use crate::config::Config;
     use crate::environ::Environ;
+    use crate::plan::sources::Facts;
     use std::os::unix::fs::symlink;
 
     struct Case {
@@ -345,7 +377,7 @@ mod tests {
             let image = Image::open(self.dir.path()).unwrap();
             let sources = Sources::find(&config, &facts)?;
             let mut view = View::open(self.dir.path()).unwrap();
-            layout(&mut view, &image, false, &facts, &sources)
+            Planner::new(&mut view, &image, &sources)?.finish(false, facts.overlays)
         }
     }
 

@@ -10,8 +10,9 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::rc::Rc;
 
+use abi_probe::inject::Link;
 use abi_probe::mpi::Mpi;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::image::Image;
 use crate::job::{JobStep, Mark};
@@ -84,6 +85,13 @@ pub enum Step {
         #[serde(skip)]
         directory: bool,
     },
+    /// Links in a directory of the sandbox's own, by which libraries of the host are found.
+    Links {
+        /// The directory.
+        at: PathBuf,
+        /// In it.
+        links: Vec<Link>,
+    },
     /// The root becomes `/`, over the host's.
     Enter,
     /// prctl(PR_SET_NO_NEW_PRIVS).
@@ -123,9 +131,18 @@ pub struct Change {
 }
 
 /// Whose MPI the program will use.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "verdict", rename_all = "kebab-case")]
 pub enum MpiVerdict {
+    /// The host's, in the place of the image's.
+    Inject {
+        /// The host's.
+        mpi: Mpi,
+        /// The image's; none: the program's MPI is missing there.
+        replaces: Option<Mpi>,
+        /// What was overridden.
+        overridden: Vec<String>,
+    },
     /// The image's own; it can talk to the launcher, or there is no launcher.
     Own {
         /// It.

@@ -2,9 +2,10 @@
 
 use std::fs::{File, Metadata};
 use std::io::Read;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use abi_probe::rootfs::Kind;
 use pmi_shim::launcher::{Launcher, Offer, Rank};
@@ -42,6 +43,8 @@ pub enum Weight {
     Required,
     /// Left out, with a note, when it cannot be.
     IfPossible,
+    /// The proof that the host's MPI works rests on it.
+    Injected,
 }
 
 /// Something of the host that should be visible inside.
@@ -68,6 +71,8 @@ pub struct Sources {
     pub wanted: Vec<(Want, Kind)>,
     /// Opened, where something will be mounted over the host's own directories.
     held: Vec<OwnedFd>,
+    /// The host's /tmp, where something is mounted over that already.
+    pub tmp: Option<Rc<OwnedFd>>,
 }
 
 /// Collects what is wanted.
@@ -199,6 +204,29 @@ impl Sources {
             sources.wanted.push((want, kind));
         }
         Ok(sources)
+    }
+
+    /// One more; answers its handle.
+    pub fn add(&mut self, want: Want) -> Result<(usize, Kind)> {
+        let source = self.reachable(&want.source);
+        let meta = std::fs::metadata(&source).map_err(|e| want.no_source(e))?;
+        let kind = if meta.is_dir() { Kind::Directory } else { Kind::File };
+        if !self.held.is_empty() || source != want.source {
+            // All are held, then.
+            self.hold()?;
+            self.held.push(open_path(&source).map_err(|e| want.no_source(e))?);
+        }
+        self.ids.push((meta.dev(), meta.ino()));
+        self.wanted.push((want, kind));
+        Ok((self.wanted.len() - 1, kind))
+    }
+
+    /// A path by which something of the host can be reached now.
+    pub fn reachable(&self, path: &Path) -> PathBuf {
+        match (&self.tmp, path.strip_prefix("/tmp")) {
+            (Some(tmp), Ok(rest)) => PathBuf::from(format!("/proc/self/fd/{}", tmp.as_raw_fd())).join(rest),
+            _ => path.to_owned(),
+        }
     }
 
     /// Opens them, in the mount namespace in which the binds will be made (the kernel binds only what

@@ -11,6 +11,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
+use abi_probe::inject::Link;
 use abi_probe::rootfs::{Entry, View};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat, readlinkat};
@@ -234,6 +235,14 @@ impl Building {
                         self.read_only_below(at)?;
                     }
                 }
+                Step::Links { at, links } => {
+                    let directory = self.open(at)?;
+                    for Link { name, target, .. } in links {
+                        symlinkat(target.as_path(), &directory, Path::new(name)).map_err(|e| {
+                            Error::step(format_args!("linking {name} in {}", at.display()), e)
+                        })?;
+                    }
+                }
                 Step::Enter => self.enter()?,
                 Step::NoNewPrivileges => nix::sys::prctl::set_no_new_privs()
                     .map_err(|e| Error::step("prctl(PR_SET_NO_NEW_PRIVS)", e))?,
@@ -385,11 +394,12 @@ impl Building {
     /// /run, with a directory of our own in it.
     fn tmpfs(&mut self, at: &Path, make: &[Make], mark: Option<&str>) -> Result<()> {
         let run = self.tmpfs_over(at)?;
-        self.make_all(at, &run, make)?;
         let own = own_directory();
         let marked = make_at(&run, own, true)
             .and_then(|()| mark.map_or(Ok(()), |mark| symlinkat(mark, &run, &own.join(MARK_LINK))));
         marked.map_err(|e| Error::step("marking the sandbox", e))?;
+        let others: Vec<Make> = make.iter().filter(|m| m.at != at.join(own)).cloned().collect();
+        self.make_all(at, &run, &others)?;
         self.run = Some(run);
         Ok(())
     }

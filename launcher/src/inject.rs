@@ -1,0 +1,226 @@
+//! Whose MPI the program gets: the host's where abi-probe proves that it works, else the image's own where that
+//! can talk to the launcher, else none.
+
+use std::path::PathBuf;
+
+use abi_probe::inject::{self, Injection, Question};
+use abi_probe::install;
+use abi_probe::linkmap::{Circumstances, LinkMap, Problem, Scope};
+use abi_probe::mpi::{self, Detail};
+use abi_probe::obstacle::Obstacle;
+use abi_probe::prober::Prober;
+use abi_probe::rootfs::{Entry, View};
+
+use crate::cli::MpiMode;
+use crate::config::Config;
+use crate::environ::Environ;
+use crate::error::{Code, Error, Result};
+use crate::host::mpi::{Candidate, Surroundings, candidates, identify};
+use crate::job::JobStep;
+use crate::plan::MpiVerdict;
+use crate::program::{Looked, Started};
+use crate::verdict;
+
+/// Everything that the decision depends on.
+pub struct Case<'a> {
+    /// The program, as it will be started.
+    pub started: Started<'a>,
+    /// Settings.
+    pub config: &'a Config,
+    /// The job step, under a launcher.
+    pub job: Option<&'a JobStep>,
+    /// The environment outside.
+    pub outside: &'a Environ,
+    /// The host outside.
+    pub around: &'a Surroundings,
+    /// The host's root.
+    pub host: &'a View,
+    /// The sandbox's own directory, without links.
+    pub private: PathBuf,
+}
+
+/// Whose MPI, and what must be done for that.
+pub struct Decision {
+    /// Whose.
+    pub verdict: MpiVerdict,
+    /// The host's, proved.
+    pub injection: Option<Injection>,
+    /// What a person should know.
+    pub remarks: Vec<String>,
+    /// The program that was judged, where that is not the command.
+    pub program: Entry,
+    /// The mixed process, where there is one.
+    pub mixed: Option<LinkMap>,
+}
+
+/// Decides. The error holds every reason.
+pub fn decide(case: &Case, command: Entry, detail: Detail) -> Result<Decision> {
+    let prober = Prober::new(case.started.view);
+    let looked = verdict::look(&prober, &case.started, command, detail)?;
+    let mode = case.config.mpi.value;
+    let mut tried = Tried::default();
+    if mode == MpiMode::Host || mode == MpiMode::Auto && case.job.is_some() {
+        tried = case.inject(&prober, &looked)?;
+    }
+    let mut remarks: Vec<String> = looked.remark.iter().cloned().collect();
+    if let Some((injection, map, overridden)) = tried.injection {
+        remarks.extend(injection.remarks.iter().cloned());
+        let (mpi, replaces) = (injection.mpi.clone(), injection.replaces.clone());
+        return Ok(Decision {
+            verdict: MpiVerdict::Inject { mpi, replaces, overridden },
+            injection: Some(injection),
+            remarks,
+            program: looked.entry,
+            mixed: Some(map),
+        });
+    }
+    let refused = |mut errors: Vec<Error>| {
+        let mut first = errors.remove(0);
+        first.also = errors;
+        first
+    };
+    if mode == MpiMode::Host {
+        if tried.why_not.is_empty() {
+            tried.why_not.push(Error::new(
+                Code::HostMpiMissing,
+                format!("--mpi=host: {} links no MPI that we can see", looked.map.program.display()),
+                "name the MPI library that it uses: --mpi-library /usr/lib/…/libmpi.so.40",
+            ));
+        }
+        return Err(refused(tried.why_not));
+    }
+    match verdict::own(&prober, &looked, case.started.environ, case.job, mode) {
+        Ok(verdict) => {
+            remarks.extend(tried.why_not.iter().map(|e| format!("the host's MPI is not used: {}", e.what)));
+            Ok(Decision { verdict, injection: None, remarks, program: looked.entry, mixed: None })
+        }
+        Err(e) => {
+            let mut all = vec![e];
+            all.extend(tried.why_not);
+            Err(refused(all))
+        }
+    }
+}
+
+/// What came of trying to inject.
+#[derive(Default)]
+struct Tried {
+    injection: Option<(Injection, LinkMap, Vec<String>)>,
+    why_not: Vec<Error>,
+}
+
+impl Case<'_> {
+    fn inject(&self, prober: &Prober, looked: &Looked) -> Result<Tried> {
+        let failed = verdict::unreadable(&looked.map.program);
+        let mut tried = Tried::default();
+        let missing = mpi::wanted(prober, &looked.map).map_err(&failed)?;
+        let wanted = match (&looked.mpi, &missing) {
+            (Some(mpi), _) => (mpi.describe(), mpi.abi),
+            (None, Some((name, abi))) => (format!("{name}, which the image lacks"), *abi),
+            // Statically linked: seen only when somebody insists.
+            (None, None) => {
+                let inside = mpi::inside(prober, &looked.map).map_err(&failed)?;
+                if inside.is_some() {
+                    tried.why_not.push(refusal(&Obstacle::Static { program: looked.map.program.clone() }));
+                }
+                return Ok(tried);
+            }
+        };
+        let host = Prober::new(self.host);
+        let asked = self.config.host_mpi.value.is_some();
+        let mut others = Vec::new();
+        for candidate in candidates(&host, self.config, self.outside, self.around)? {
+            let Some(mpi) = identify(&host, &candidate, asked)? else { continue };
+            if mpi.abi != wanted.1 {
+                others.push(format!("{} ({})", mpi.describe(), candidate.why));
+                continue;
+            }
+            if let Some(job) = self.job
+                && let Err(misfit) = verdict::fits(&mpi, job, self.outside)
+            {
+                tried.why_not.push(Error::new(Code::PmiMismatch, misfit.why, misfit.cure));
+                continue;
+            }
+            self.prove(&host, &candidate, looked, &mut tried)?;
+            if tried.injection.is_some() {
+                return Ok(tried);
+            }
+        }
+        if tried.why_not.is_empty() {
+            let known = if others.is_empty() { "none".to_owned() } else { others.join(", ") };
+            tried.why_not.push(Error::new(
+                Code::HostMpiMissing,
+                format!(
+                    "the program was built for {} (ABI: {}), and no MPI of this host is compatible with that; there are: {known}",
+                    wanted.0, wanted.1
+                ),
+                "install an MPI of the same family on the host, name one with --host-mpi, or use an image with an MPI like the host's",
+            ));
+        }
+        Ok(tried)
+    }
+
+    fn prove(&self, host: &Prober, candidate: &Candidate, looked: &Looked, tried: &mut Tried) -> Result<()> {
+        let failed = verdict::unreadable(&candidate.library);
+        let library_path = self.outside.get("LD_LIBRARY_PATH");
+        let Some(installation) =
+            install::look(host, &candidate.library, library_path.as_deref()).map_err(&failed)?
+        else {
+            return Ok(());
+        };
+        let environ = self.started.environ;
+        let (inside_path, preload) = (environ.get("LD_LIBRARY_PATH"), environ.get("LD_PRELOAD"));
+        let how = Circumstances {
+            library_path: inside_path.as_deref(),
+            preload: preload.as_deref(),
+            directory: self.started.workdir,
+            scope: Scope::Whole,
+            opens: &looked.opens,
+            ..Circumstances::default()
+        };
+        let question = Question {
+            view: self.started.view,
+            program: &looked.entry,
+            how: &how,
+            private: &self.private,
+            host,
+            host_library_path: library_path.as_deref(),
+        };
+        let program_failed = verdict::unreadable(&looked.map.program);
+        let Some(outcome) = inject::prove(&question, &installation).map_err(&program_failed)? else {
+            return Ok(());
+        };
+        let mode = self.config.mpi.value;
+        let forced = mode == MpiMode::Host && outcome.obstacles.iter().all(Obstacle::is_latent);
+        if outcome.obstacles.is_empty() || forced {
+            let overridden = outcome.obstacles.iter().map(Obstacle::what).collect();
+            tried.injection = Some((outcome.injection, outcome.map, overridden));
+            return Ok(());
+        }
+        let name = installation.mpi.describe();
+        tried.why_not.extend(outcome.obstacles.iter().map(|obstacle| {
+            let mut e = refusal(obstacle);
+            e.what = format!("with the host's {name}: {}", e.what);
+            e
+        }));
+        Ok(())
+    }
+}
+
+/// An obstacle as a refusal.
+fn refusal(obstacle: &Obstacle) -> Error {
+    let code = match obstacle {
+        Obstacle::Static { .. } | Obstacle::Musl { .. } => Code::NotInjectable,
+        Obstacle::Libc { .. } => Code::LibcTooOld,
+        Obstacle::Missing { .. } => Code::LibraryMissing,
+        Obstacle::Bad(Problem::IsaLevel { .. }) => Code::ProcessorTooOld,
+        Obstacle::Bad(_) => Code::LibraryDamaged,
+        Obstacle::Version { .. }
+        | Obstacle::Symbol(_)
+        | Obstacle::Unversioned { .. }
+        | Obstacle::Resized { .. } => Code::SymbolMissing,
+        Obstacle::Plugin { .. } => Code::PluginUnloadable,
+        Obstacle::NoPart { .. } => Code::BindingsMissing,
+    };
+    Error::new(code, obstacle.what(), obstacle.cure())
+}

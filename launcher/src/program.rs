@@ -1,0 +1,237 @@
+//! Which program is meant: the command itself, what its `#!` line names, or what it will start; and what it
+//! opens at run time that links no MPI itself, as Python does.
+
+use std::ffi::OsStr;
+use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use abi_probe::linkmap::{Circumstances, LinkMap, Outcome};
+use abi_probe::mpi::{self, Detail, Mpi};
+use abi_probe::prober::Prober;
+use abi_probe::rootfs::{Entry, View};
+
+use crate::environ::Environ;
+use crate::verdict::find_program;
+
+/// So many words of a command line, and of a script, are tried as names of programs.
+const MAX_WORDS: usize = 64;
+/// So much of a script is read.
+const MAX_SCRIPT: u64 = 64 << 10;
+/// More entries than any directory of mpi4py has.
+const MAX_ENTRIES: usize = 1024;
+
+/// A program that was looked at.
+pub struct Looked {
+    /// The file that was judged: the command, or the program that it starts.
+    pub entry: Entry,
+    /// What it links.
+    pub map: LinkMap,
+    /// Its MPI, if one is seen.
+    pub mpi: Option<Mpi>,
+    /// What it opens.
+    pub opens: Vec<String>,
+    /// The program is not the command: how it was found.
+    pub remark: Option<String>,
+}
+
+/// Where and how a command is started.
+pub struct Started<'a> {
+    /// What it sees.
+    pub view: &'a View,
+    /// The path by which it is executed, links and all.
+    pub command: &'a Path,
+    /// In which directory.
+    pub workdir: &'a Path,
+    /// With these variables.
+    pub environ: &'a Environ,
+    /// Behind its name.
+    pub arguments: &'a [std::ffi::OsString],
+    /// The MPI library that was named by hand.
+    pub mpi_library: Option<&'a Path>,
+}
+
+impl Started<'_> {
+    /// Looks at the command; where it links no MPI, at what it will start.
+    pub fn look(
+        &self,
+        prober: &Prober,
+        command: Entry,
+        how: &Circumstances,
+        detail: Detail,
+    ) -> abi_probe::Result<Result<Looked, abi_probe::linkmap::Unrunnable>> {
+        let mut opens: Vec<String> = self.mpi_library.iter().map(|p| p.display().to_string()).collect();
+        let first = match self.program(prober, &command, how, &opens)? {
+            Ok(map) => map,
+            Err(why) => return Ok(Err(why)),
+        };
+        let mut looked = Looked { entry: command, map: first, mpi: None, opens: Vec::new(), remark: None };
+        if let Some(name) = self.behind_env(&looked.map)
+            && let Ok((_, entry)) = find_program(self.view, OsStr::new(&name), self.workdir, self.environ)
+            && let Ok(map) = self.program(prober, &entry, how, &opens)?
+        {
+            looked.entry = entry;
+            looked.map = map;
+        }
+        if is_python(&looked.map) {
+            opens.extend(self.mpi4py(&looked.map));
+            if let Ok(map) = self.program(prober, &looked.entry, how, &opens)? {
+                looked.map = map;
+            }
+        }
+        looked.mpi = mpi::in_map(prober, &looked.map, detail)?;
+        looked.opens = opens;
+        if looked.mpi.is_none() && self.mpi_library.is_none() && mpi::wanted(prober, &looked.map)?.is_none() {
+            self.look_further(prober, how, detail, &mut looked)?;
+        }
+        Ok(Ok(looked))
+    }
+
+    fn program(
+        &self,
+        prober: &Prober,
+        entry: &Entry,
+        how: &Circumstances,
+        opens: &[String],
+    ) -> abi_probe::Result<Outcome> {
+        prober.program(entry, &Circumstances { opens, ..*how })
+    }
+
+    /// `#!/usr/bin/env NAME`.
+    fn behind_env(&self, map: &LinkMap) -> Option<String> {
+        if map.scripts.is_empty() || map.asked.file_name()? != "env" {
+            return None;
+        }
+        let argument = map.argument.as_deref()?;
+        let words = argument.strip_prefix("-S").unwrap_or(argument);
+        words.split_whitespace().find(|w| !w.contains('=')).map(String::from)
+    }
+
+    /// A shell, a wrapper or a script may start the program: whatever of its words is a program that links an
+    /// MPI is taken for that.
+    fn look_further(
+        &self,
+        prober: &Prober,
+        how: &Circumstances,
+        detail: Detail,
+        looked: &mut Looked,
+    ) -> abi_probe::Result<()> {
+        let mut words: Vec<String> = Vec::new();
+        for argument in self.arguments.iter().filter_map(|a| a.to_str()) {
+            words.extend(argument.split(is_break).map(String::from));
+        }
+        let script = looked.map.scripts.first().cloned().or_else(|| {
+            let is_shell = looked.map.program.file_name()?.to_str()?.ends_with("sh");
+            let first = self.arguments.first().filter(|_| is_shell)?;
+            Some(self.workdir.join(first)).filter(|_| !first.as_bytes().starts_with(b"-"))
+        });
+        if let Some(script) = script {
+            words.extend(self.words_of(&script));
+        }
+        words.retain(|w| !w.is_empty() && !w.starts_with('-'));
+        let mut seen = std::collections::BTreeSet::new();
+        for word in words.iter().filter(|w| seen.insert(w.as_str())).take(MAX_WORDS) {
+            let Ok((_, entry)) = find_program(self.view, OsStr::new(word), self.workdir, self.environ) else {
+                continue;
+            };
+            if entry.id == looked.entry.id {
+                continue;
+            }
+            let Ok(map) = self.program(prober, &entry, how, &[])? else { continue };
+            let mpi = mpi::in_map(prober, &map, detail)?;
+            if mpi.is_some() || mpi::wanted(prober, &map)?.is_some() {
+                let remark = format!(
+                    "{} links no MPI; {word}, which it names, does, and is taken for the program",
+                    looked.map.program.display()
+                );
+                *looked = Looked { entry, map, mpi, opens: Vec::new(), remark: Some(remark) };
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    fn words_of(&self, script: &Path) -> Vec<String> {
+        let Ok(Some(entry)) = self.view.find(script) else { return Vec::new() };
+        let Ok(file) = self.view.open_file(&entry) else { return Vec::new() };
+        let mut text = Vec::new();
+        if file.take(MAX_SCRIPT).read_to_end(&mut text).is_err() || text.starts_with(b"\x7fELF") {
+            return Vec::new();
+        }
+        let text = String::from_utf8_lossy(&text).into_owned();
+        let code = text.lines().filter(|line| !line.trim_start().starts_with('#'));
+        let words = code.flat_map(|line| line.split(is_break)).filter(|w| w.contains('/'));
+        words.map(String::from).collect()
+    }
+
+    /// The extensions of mpi4py that this interpreter would import (site.py; PEP 405 for virtual environments).
+    fn mpi4py(&self, map: &LinkMap) -> Vec<String> {
+        let version = map.program.file_name().and_then(OsStr::to_str).unwrap_or_default().to_owned();
+        let version =
+            if version.contains('.') { version } else { self.python_version(map).unwrap_or(version) };
+        let mut directories: Vec<PathBuf> = Vec::new();
+        let list = self.environ.get("PYTHONPATH").unwrap_or_default();
+        directories.extend(list.split(':').filter(|d| !d.is_empty()).map(PathBuf::from));
+        let site =
+            |prefix: &Path| ["lib", "lib64"].map(|lib| prefix.join(lib).join(&version).join("site-packages"));
+        let command = if map.scripts.is_empty() { self.command } else { &map.asked };
+        let mut asked = self.workdir.join(command);
+        for _ in 0..8 {
+            let Some(prefix) = asked.parent().and_then(Path::parent).map(Path::to_owned) else { break };
+            if matches!(self.view.find(&prefix.join("pyvenv.cfg")), Ok(Some(_))) {
+                directories.extend(site(&prefix));
+            }
+            match self.view.lookup_nofollow(&asked) {
+                Ok(abi_probe::rootfs::Lookup::Exists(entry)) => match entry.link_target() {
+                    Ok(target) => asked = asked.parent().unwrap_or(Path::new("/")).join(target),
+                    Err(_) => break,
+                },
+                _ => break,
+            }
+        }
+        if let Some(home) = self.environ.get("HOME") {
+            directories.extend(site(&Path::new(&home).join(".local")));
+        }
+        for prefix in ["/usr/local", "/usr"] {
+            directories.extend(site(Path::new(prefix)));
+            directories.push(Path::new(prefix).join("lib").join(&version).join("dist-packages"));
+        }
+        directories.push(PathBuf::from("/usr/lib/python3/dist-packages"));
+        if let Some(prefix) = map.program.parent().and_then(Path::parent) {
+            directories.extend(site(prefix));
+        }
+        directories.iter().map(|d| d.join("mpi4py")).find_map(|d| self.extensions(&d)).unwrap_or_default()
+    }
+
+    fn python_version(&self, map: &LinkMap) -> Option<String> {
+        // python3 may be the very file: its library's name has the version, as libpython3.11.so.1.0.
+        map.objects.iter().find_map(|o| {
+            let rest = o.name.strip_prefix("libpython")?;
+            Some(format!("python{}", rest.split(".so").next()?))
+        })
+    }
+
+    fn extensions(&self, directory: &Path) -> Option<Vec<String>> {
+        let entry = self.view.find(directory).ok()??;
+        let (names, _) = entry.list(MAX_ENTRIES).ok()?;
+        let is_extension = |name: &&str| name.starts_with("MPI.") && name.ends_with(".so");
+        let mut found: Vec<String> = names
+            .iter()
+            .filter_map(|n| n.to_str())
+            .filter(is_extension)
+            .map(|n| directory.join(n).display().to_string())
+            .collect();
+        found.sort();
+        Some(found).filter(|f| !f.is_empty())
+    }
+}
+
+fn is_break(c: char) -> bool {
+    c.is_whitespace() || matches!(c, ';' | '&' | '|' | '(' | ')' | '"' | '\'' | '`' | '<' | '>' | '=')
+}
+
+/// By its name or its library's.
+fn is_python(map: &LinkMap) -> bool {
+    let name = map.program.file_name().and_then(OsStr::to_str).unwrap_or_default();
+    name.starts_with("python") || map.objects.iter().any(|o| o.name.starts_with("libpython3"))
+}
