@@ -433,16 +433,11 @@ impl Attempt<'_> {
                 Lookup::Exists(entry) => entry.path,
                 Lookup::Missing { parent, rest } => parent.path.join(rest),
             };
-            if let Some(fd) = host.find(&shown.source)?.and_then(Entry::into_fd) {
-                view.lay(&at, fd, &shown.source);
-            }
+            lay(&mut view, &at, host.find(&shown.source)?);
         }
         view.lay_empty(&injection.library_path);
         for link in &injection.links {
-            let at = injection.library_path.join(&link.name);
-            if let Some(fd) = host.find(&link.source)?.and_then(Entry::into_fd) {
-                view.lay(&at, fd, &link.source);
-            }
+            lay(&mut view, &injection.library_path.join(&link.name), host.find(&link.source)?);
         }
         Ok(view)
     }
@@ -562,6 +557,16 @@ impl Attempt<'_> {
 /// (libibverbs/dynamic_driver.c, load_driver), and lead out of that directory.
 fn is_by_name(directory: &Directory) -> bool {
     directory.plugins.iter().any(|p| p.to_string_lossy().contains("-rdmav"))
+}
+
+/// Lays something of the host over a path.
+fn lay(view: &mut View, at: &Path, entry: Option<Entry>) {
+    if let Some(entry) = entry {
+        let origin = entry.path.clone();
+        if let Some(fd) = entry.into_fd() {
+            view.lay(at, fd, &origin);
+        }
+    }
 }
 
 fn opened(map: &LinkMap) -> impl Iterator<Item = &Linked> {

@@ -10,11 +10,11 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::rc::Rc;
 
 use abi_probe::inject::Injection;
-use abi_probe::rootfs::{Record, Side, Stamp, View};
+use abi_probe::rootfs::{Again, Record, Side};
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, openat, renameat};
@@ -52,9 +52,11 @@ pub struct Cache {
 /// Where things are, for looking at them again.
 pub struct Roots<'a> {
     /// The image's own root.
-    pub image: &'a View,
-    /// A path of the host as it can be reached now.
-    pub host: &'a dyn Fn(&Path) -> PathBuf,
+    pub image: &'a OwnedFd,
+    /// The host's.
+    pub host: &'a OwnedFd,
+    /// The host's /tmp, if something is mounted over it.
+    pub tmp: Option<&'a OwnedFd>,
 }
 
 impl Cache {
@@ -88,11 +90,14 @@ impl Cache {
         }
         let before = lines.next()?;
         let mut stamps = Vec::with_capacity(256);
+        let (mut image_again, mut host_again) = (Again::below(roots.image), Again::below(roots.host));
+        let mut tmp_again = roots.tmp.map(Again::below);
         for line in lines {
             let (side, path) = (line.get(..1)?, Path::new(line.get(1..)?));
-            stamps.push(match side {
-                "H" => Stamp::of_host(&(roots.host)(path)),
-                _ => roots.image.stamp(path),
+            stamps.push(match (side, &mut tmp_again, path.strip_prefix("/tmp")) {
+                ("H", Some(tmp), Ok(rest)) => tmp.stamp(&Path::new("/").join(rest)),
+                ("H", ..) => host_again.stamp(path),
+                _ => image_again.stamp(path),
             });
         }
         if digest(&(of_image(image), stamps)) != before {

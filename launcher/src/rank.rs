@@ -334,8 +334,9 @@ impl Request {
             return inject::decide(&case(asked.planner.view(), &asked.host), program, detail);
         };
         let name = self.decision_name(&asked, &program, (path, workdir, environ));
-        let base = asked.planner.view().base();
-        let roots = Roots { image: &base, host: &|path| asked.sources.reachable(path) };
+        let opened = asked.planner.view().root().and_then(|image| Ok((image, asked.host.root()?)));
+        let (image, host) = opened.map_err(in_image(&asked.image.given))?;
+        let roots = Roots { image: &image, host: &host, tmp: asked.sources.tmp.as_deref() };
         if let Some(Kept { verdict, injection, remarks }) = cache.find(&name, asked.image, &roots) {
             return Ok(Decision { verdict, injection, remarks, program, mixed: None });
         }

@@ -59,7 +59,11 @@ fn json_is_as_the_schema_says() {
         assert_eq!(names(&told["mpi"]), names(&schema["properties"]["mpi"]["properties"]), "{told:#}");
         let item = |list: &str| names(&schema["properties"][list]["items"]["properties"]);
         assert_eq!(names(&told["links"][0]), item("links"));
-        assert_eq!(names(&told["host_mpi"]), names(&schema["properties"]["host_mpi"]["properties"]), "{told:#}");
+        assert_eq!(
+            names(&told["host_mpi"]),
+            names(&schema["properties"]["host_mpi"]["properties"]),
+            "{told:#}"
+        );
         assert_eq!(names(&told["injected"][0]), item("injected"));
         assert_eq!((&told["version"], &told["verdict"]), (&1.into(), &"inject".into()));
         assert_eq!(told["launcher"]["name"], "Open MPI 4's mpirun");
@@ -67,7 +71,10 @@ fn json_is_as_the_schema_says() {
         let libmpi = links.iter().position(|l| l["name"] == "libmpi.so.40").expect("libmpi.so.40");
         assert_eq!(links[libmpi]["needed_by"], Value::Null, "the program needs it");
         // As the host's libmpi needs it: the image's, of Open MPI 5, knows none.
-        assert!(links.iter().any(|l| l["needed_by"] == libmpi && l["name"] == "libopen-rte.so.40"), "{told:#}");
+        assert!(
+            links.iter().any(|l| l["needed_by"] == libmpi && l["name"] == "libopen-rte.so.40"),
+            "{told:#}"
+        );
 
         let outcome = check(
             *who,

@@ -28,7 +28,7 @@ use nix::sys::stat::{Mode, fstat, fstatat};
 
 pub use self::entry::{Entry, Kind};
 use self::entry::{entry, fd_path, read_link};
-pub use self::record::{Record, Side, Stamp};
+pub use self::record::{Again, Record, Side, Stamp};
 use crate::error::{Error, Result};
 
 /// As in the kernel (include/linux/namei.h, MAXSYMLINKS).
@@ -123,6 +123,12 @@ impl View {
         Ok(View { layers, openat2: Cell::new(true), links: RefCell::default(), record: None })
     }
 
+    /// The image's root, or the host's.
+    pub fn root(&self) -> Result<Rc<OwnedFd>> {
+        let root = self.layers[0].source.tree()?;
+        Ok(Rc::clone(root.expect("a view begins with a tree")))
+    }
+
     /// From now on everything that is looked at is written down there.
     pub fn record(&mut self, record: &Rc<RefCell<Record>>) {
         self.record = Some(Rc::clone(record));
@@ -170,18 +176,6 @@ impl View {
         self.add_layer(at, Source::Empty, PathBuf::new());
     }
 
-    /// How something in the image is now, by its link-free path from the record. One system call: a link that was
-    /// put on the way leads to the same object, or to another, which the stamp tells.
-    pub fn stamp(&self, path: &Path) -> Option<Stamp> {
-        let root = self.layers.first()?.source.tree().ok()??;
-        let rest = path.strip_prefix("/").ok()?;
-        let stat = match rest.as_os_str().is_empty() {
-            true => fstat(root),
-            false => fstatat(root, rest, AtFlags::AT_SYMLINK_NOFOLLOW),
-        };
-        stat.ok().map(|stat| Stamp::of(&stat))
-    }
-
     /// Writes down an object.
     fn note(&self, entry: &Entry) {
         let (Some(record), Some(stamp)) = (&self.record, entry.stamp) else { return };
@@ -199,8 +193,31 @@ impl View {
     /// Writes down that something is missing.
     fn note_missing(&self, parent: &Entry, rest: &Path) {
         let (Some(record), Some(stamp)) = (&self.record, parent.stamp) else { return };
-        let (side, directory) = self.origin(parent.layer, &parent.path);
-        record.borrow_mut().add_missing(side, directory, stamp, rest);
+        let directory = self.origin(parent.layer, &parent.path);
+        record.borrow_mut().add_name(directory, stamp, rest, None);
+    }
+
+    /// Writes down a link, by its link-free path.
+    fn note_link(&self, layer: usize, path: &Path) {
+        let Some(record) = &self.record else { return };
+        let (side, path) = self.origin(layer, path);
+        let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else { return };
+        let root = &self.layers[layer];
+        // The same layer holds both: where a layer begins there is no link.
+        let look = |path: &Path| {
+            let (side_of_root, origin) = &root.origin;
+            debug_assert_eq!(*side_of_root, side);
+            let rest = path.strip_prefix(origin).ok()?;
+            let fd = root.source.tree().ok()??;
+            let stat = match rest.as_os_str().is_empty() {
+                true => fstat(&**fd),
+                false => fstatat(&**fd, rest, AtFlags::AT_SYMLINK_NOFOLLOW),
+            };
+            stat.ok().map(|stat| Stamp::of(&stat))
+        };
+        if let (Some(stamp), Some(link)) = (look(directory), look(&path)) {
+            record.borrow_mut().add_name((side, directory.to_owned()), stamp, Path::new(name), Some(link));
+        }
     }
 
     fn note_lookup(&self, found: &Lookup) {
@@ -352,11 +369,8 @@ impl View {
                 },
             };
             self.links.borrow_mut().insert(here.clone(), target.clone());
-            if let (Some(record), Some(root), true) = (&self.record, root, target.is_some())
-                && let Ok(stat) = fstatat(&**root, below, AtFlags::AT_SYMLINK_NOFOLLOW)
-            {
-                let (side, path) = self.origin(index, &here);
-                record.borrow_mut().add(side, path, Stamp::of(&stat));
+            if target.is_some() {
+                self.note_link(index, &here);
             }
             if let Some(target) = target {
                 return Some(target.components().chain(rest).collect());
@@ -402,7 +416,7 @@ impl View {
                 return Ok(Lookup::Missing { parent, rest: rest.iter().collect() });
             };
             if next.kind == Kind::Symlink && (follow_last || !pending.is_empty()) {
-                self.note(&next);
+                self.note_link(next.layer, &next.path);
                 links += 1;
                 if links > MAX_LINKS {
                     return Err(Error::LinkLoop { path: path.to_owned() });

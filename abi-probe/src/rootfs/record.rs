@@ -1,11 +1,13 @@
 //! What an answer depends on: every file, directory and link that was looked at, and how it was then, or that
-//! it was not there. Where many names were missing, the directory that lacks them stands for all.
+//! it was not there. Where many names were missing or were links, their directory stands for all: whoever makes
+//! or replaces a name changes its times.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::os::unix::fs::MetadataExt;
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use nix::sys::stat::FileStat;
+use nix::fcntl::{AtFlags, OFlag, openat};
+use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
 use serde::{Deserialize, Serialize};
 
 /// An object's identity and the times of its last changes: whoever writes to it, or puts another in its place,
@@ -29,17 +31,34 @@ impl Stamp {
             changed: (stat.st_ctime, stat.st_ctime_nsec),
         }
     }
+}
 
-    /// Of a path of the host, if that is there; a link's own.
-    pub fn of_host(path: &Path) -> Option<Stamp> {
-        let meta = std::fs::symlink_metadata(path).ok()?;
-        Some(Stamp {
-            device: meta.dev(),
-            inode: meta.ino(),
-            size: i64::try_from(meta.size()).ok()?,
-            modified: (meta.mtime(), meta.mtime_nsec()),
-            changed: (meta.ctime(), meta.ctime_nsec()),
-        })
+/// Looks at objects again, by their link-free paths from a record: a link that was put on the way leads to the
+/// same object, or to another, which the stamp tells. Paths of one directory should follow each other.
+pub struct Again<'a> {
+    root: &'a OwnedFd,
+    directory: Option<(PathBuf, OwnedFd)>,
+}
+
+impl<'a> Again<'a> {
+    /// Below this root.
+    pub fn below(root: &'a OwnedFd) -> Again<'a> {
+        Again { root, directory: None }
+    }
+
+    /// How it is now; `None`: missing.
+    pub fn stamp(&mut self, path: &Path) -> Option<Stamp> {
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+            return fstat(self.root).ok().map(|stat| Stamp::of(&stat));
+        };
+        if self.directory.as_ref().is_none_or(|(open, _)| open != parent) {
+            let rest = parent.strip_prefix("/").unwrap_or(parent);
+            let rest = if rest.as_os_str().is_empty() { Path::new(".") } else { rest };
+            let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+            self.directory = Some((parent.to_owned(), openat(self.root, rest, flags, Mode::empty()).ok()?));
+        }
+        let (_, directory) = self.directory.as_ref()?;
+        fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW).ok().map(|stat| Stamp::of(&stat))
     }
 }
 
@@ -52,14 +71,17 @@ pub enum Side {
     Host,
 }
 
-/// From so many missing names on, their directory is written down instead: it changes more often.
-const MANY_MISSING: usize = 4;
+/// From so many names on, their directory is written down instead: it changes more often.
+const MANY_NAMES: usize = 4;
+
+/// A directory as it was, and names in it: links, or missing.
+type Names = (Stamp, BTreeMap<PathBuf, Option<Stamp>>);
 
 /// Everything that was looked at, by link-free path.
 #[derive(Debug, Default)]
 pub struct Record {
     seen: BTreeMap<(Side, PathBuf), Stamp>,
-    missing: BTreeMap<(Side, PathBuf), (Stamp, BTreeSet<PathBuf>)>,
+    names: BTreeMap<(Side, PathBuf), Names>,
 }
 
 impl Record {
@@ -68,20 +90,28 @@ impl Record {
         self.seen.entry((side, path)).or_insert(stamp);
     }
 
-    pub(super) fn add_missing(&mut self, side: Side, directory: PathBuf, stamp: Stamp, rest: &Path) {
-        let (_, names) = self.missing.entry((side, directory)).or_insert_with(|| (stamp, BTreeSet::new()));
+    /// A name in a directory: a link as it was, or missing.
+    pub(super) fn add_name(
+        &mut self,
+        (side, directory): (Side, PathBuf),
+        stamp: Stamp,
+        name: &Path,
+        link: Option<Stamp>,
+    ) {
+        let (_, names) = self.names.entry((side, directory)).or_insert_with(|| (stamp, BTreeMap::new()));
         // What is below something missing is missing with it.
-        names.insert(rest.iter().next().map(PathBuf::from).unwrap_or_default());
+        names.entry(name.iter().next().map(PathBuf::from).unwrap_or_default()).or_insert(link);
     }
 
     /// Paths, and how they were; `None`: missing.
     pub fn entries(&self) -> BTreeMap<(Side, PathBuf), Option<Stamp>> {
-        let mut all: BTreeMap<_, _> = self.seen.iter().map(|(key, stamp)| (key.clone(), Some(*stamp))).collect();
-        for ((side, directory), (stamp, names)) in &self.missing {
-            if names.len() >= MANY_MISSING {
+        let mut all: BTreeMap<_, _> =
+            self.seen.iter().map(|(key, stamp)| (key.clone(), Some(*stamp))).collect();
+        for ((side, directory), (stamp, names)) in &self.names {
+            if names.len() >= MANY_NAMES {
                 all.insert((*side, directory.clone()), Some(*stamp));
             } else {
-                all.extend(names.iter().map(|name| ((*side, directory.join(name)), None)));
+                all.extend(names.iter().map(|(name, stamp)| ((*side, directory.join(name)), *stamp)));
             }
         }
         all

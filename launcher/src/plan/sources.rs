@@ -222,7 +222,7 @@ impl Sources {
     }
 
     /// A path by which something of the host can be reached now.
-    pub fn reachable(&self, path: &Path) -> PathBuf {
+    fn reachable(&self, path: &Path) -> PathBuf {
         match (&self.tmp, path.strip_prefix("/tmp")) {
             (Some(tmp), Ok(rest)) => PathBuf::from(format!("/proc/self/fd/{}", tmp.as_raw_fd())).join(rest),
             _ => path.to_owned(),
