@@ -3,7 +3,8 @@
 program ring_f
   use mpi
   implicit none
-  integer :: rank, size, next, previous, token, total, expected, request, error
+  integer :: rank, size, next, previous, token, total, expected, error
+  integer :: request
 
   call MPI_Init(error)
   call MPI_Comm_rank(MPI_COMM_WORLD, rank, error)
@@ -12,6 +13,7 @@ program ring_f
   previous = mod(rank + size - 1, size)
 
   if (rank == 0) then
+    call whose()
     token = 0
     total = -1
     expected = size * (size - 1) / 2
@@ -29,4 +31,38 @@ program ring_f
     call MPI_Send(token, 1, MPI_INTEGER, next, 0, MPI_COMM_WORLD, error)
   end if
   call MPI_Finalize(error)
+
+contains
+
+  ! The MPI libraries that are mapped, as /proc/self/maps has them.
+  subroutine whose()
+    character(len=1024) :: line
+    character(len=1024), dimension(8) :: seen
+    integer :: unit, status, count, at, i
+    logical :: known
+
+    count = 0
+    open (newunit=unit, file='/proc/self/maps', action='read')
+    do
+      read (unit, '(a)', iostat=status) line
+      if (status /= 0) exit
+      if (index(line, 'libmpi.so') == 0 .and. index(line, 'libmpich.so') == 0 &
+          .and. index(line, 'libmpi_abi.so') == 0) cycle
+      ! Behind addresses, permissions and offset.
+      at = index(line, ' ')
+      at = at + index(line(at + 1:), ' ')
+      at = at + index(line(at + 1:), ' ')
+      line = line(at + 1:)
+      known = .false.
+      do i = 1, count
+        known = known .or. seen(i) == line
+      end do
+      if (.not. known .and. count < 8) then
+        count = count + 1
+        seen(count) = line
+        print '(a,a)', 'maps: ', trim(line)
+      end if
+    end do
+    close (unit)
+  end subroutine whose
 end program ring_f

@@ -84,6 +84,12 @@ pub struct CheckArgs {
 /// Arguments of `plan`.
 #[derive(Args, Debug)]
 pub struct PlanArgs {
+    /// Write every file of the host that would be injected, with its SHA-256 and the reason, to FILE
+    #[arg(long, value_name = "FILE", conflicts_with = "diff")]
+    pub lock: Option<PathBuf>,
+    /// Compare with what --lock wrote, here or at another site: exit status 1 if anything differs
+    #[arg(long, value_name = "FILE")]
+    pub diff: Option<PathBuf>,
     /// As JSON (also understood behind COMMAND)
     #[arg(long)]
     pub json: bool,

@@ -80,7 +80,7 @@ pub struct Config {
     /// The MPI library inside, for programs that do not link theirs.
     pub mpi_library: Sourced<Option<PathBuf>>,
     /// Where decisions are kept; `none`: nowhere.
-    pub cache: Sourced<Option<PathBuf>>,
+    pub decisions: Sourced<Option<PathBuf>>,
     /// The host's MPIs by name.
     pub host_mpis: Vec<Sourced<Named>>,
     /// Where to start inside.
@@ -107,7 +107,7 @@ struct FileLayer {
     host_mpi: Option<String>,
     mpi_library: Option<PathBuf>,
     host_mpis: Option<Vec<Named>>,
-    cache: Option<PathBuf>,
+    decisions: Option<PathBuf>,
     workdir: Option<PathBuf>,
     squashfuse: Option<PathBuf>,
     verbose: Option<bool>,
@@ -125,7 +125,7 @@ const KEYS: &[&str] = &[
     "host_mpi",
     "mpi_library",
     "host_mpis",
-    "cache",
+    "decisions",
     "workdir",
     "squashfuse",
     "verbose",
@@ -133,8 +133,8 @@ const KEYS: &[&str] = &[
 
 impl Config {
     /// The directory in which decisions are kept: on the node, for files are others on each.
-    pub fn cache_directory(&self, uid: u32) -> Option<PathBuf> {
-        match &self.cache.value {
+    pub fn decisions_directory(&self, uid: u32) -> Option<PathBuf> {
+        match &self.decisions.value {
             None => Some(PathBuf::from(format!("/var/tmp/hpc-launch-{uid}"))),
             Some(path) if path == Path::new("none") => None,
             Some(path) => Some(path.clone()),
@@ -152,7 +152,7 @@ impl Config {
             mpi: Sourced::built_in(MpiMode::Auto),
             host_mpi: Sourced::built_in(None),
             mpi_library: Sourced::built_in(None),
-            cache: Sourced::built_in(None),
+            decisions: Sourced::built_in(None),
             host_mpis: Vec::new(),
             workdir: Sourced::built_in(None),
             squashfuse: Sourced::built_in(None),
@@ -230,7 +230,7 @@ impl Config {
             mpi |v| v;
             host_mpi Some;
             mpi_library Some;
-            cache Some;
+            decisions Some;
             workdir Some;
             squashfuse Some;
             verbose |v| v;
@@ -358,7 +358,7 @@ fn variables(environ: &Environ) -> Result<FileLayer> {
         mpi,
         host_mpi: environ.get(&variable("host_mpi")).filter(|v| !v.is_empty()),
         mpi_library: path("mpi_library"),
-        cache: path("cache"),
+        decisions: path("decisions"),
         workdir: path("workdir"),
         squashfuse: path("squashfuse"),
         ..FileLayer::default()
@@ -396,7 +396,7 @@ fn flags(options: &Options) -> Result<FileLayer> {
         host_mpi: options.host_mpi.clone(),
         mpi_library: options.mpi_library.clone(),
         host_mpis: None,
-        cache: None,
+        decisions: None,
         workdir: options.workdir.clone(),
         squashfuse: None,
         verbose: options.verbose.then_some(true),

@@ -136,9 +136,10 @@ impl Case<'_> {
                 continue;
             }
             if let Some(job) = self.job
-                && let Err(misfit) = verdict::fits(&mpi, job, self.outside)
+                && verdict::fits(&mpi, job, self.outside).is_err()
             {
-                tried.why_not.push(Error::new(Code::PmiMismatch, misfit.why, misfit.cure));
+                let launcher = job.rank.launcher.name();
+                others.push(format!("{}, which cannot talk to {launcher} either", mpi.describe()));
                 continue;
             }
             self.prove(&host, &candidate, looked, &mut tried)?;
@@ -151,7 +152,7 @@ impl Case<'_> {
             tried.why_not.push(Error::new(
                 Code::HostMpiMissing,
                 format!(
-                    "the program was built for {} (ABI: {}), and no MPI of this host is compatible with that; there are: {known}",
+                    "the program was built for {} (ABI: {}), and no MPI of this host is compatible with that and with the launcher; there are: {known}",
                     wanted.0, wanted.1
                 ),
                 "install an MPI of the same family on the host, name one with --host-mpi, or use an image with an MPI like the host's",

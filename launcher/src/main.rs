@@ -12,6 +12,7 @@ mod host;
 mod image;
 mod inject;
 mod job;
+mod lock;
 mod plan;
 mod program;
 mod rank;
@@ -30,6 +31,7 @@ use crate::config::Config;
 use crate::environ::Environ;
 use crate::error::{Code, EXIT_REFUSED, Error, Result};
 use crate::job::{JobStep, once};
+use crate::lock::Lock;
 use crate::rank::Request;
 
 /// musl's own asks the kernel for every few objects.
@@ -103,7 +105,12 @@ fn dispatch(cli: Cli, environ: Environ, job: Option<JobStep>) -> Result<u8> {
         }
         (Some(Command::Plan(mut args)), _) => {
             let json = args.json || wants_json(&mut args.run);
-            show_plan(&request(args.run, environ, job)?, json).map(|()| 0)
+            let request = request(args.run, environ, job)?;
+            match (&args.lock, &args.diff) {
+                (Some(file), _) => write_lock(&request, file).map(|()| 0),
+                (_, Some(file)) => show_differences(&request, file),
+                _ => show_plan(&request, json).map(|()| 0),
+            }
         }
         (None, Some(image)) => {
             let run = Run { options: cli.options, image, command: cli.command_line };
@@ -152,6 +159,30 @@ fn show_plan(request: &Request, json: bool) -> Result<()> {
     print(&report::text(&plan))
 }
 
+/// The file is opened first: in the plan's namespaces its path may be covered.
+fn write_lock(request: &Request, path: &std::path::Path) -> Result<()> {
+    let failed = |e: std::io::Error| {
+        let what = format!("cannot write {}: {e}", path.display());
+        Error::new(Code::Usage, what, "name a file in a directory that can be written to")
+    };
+    let mut file = std::fs::File::create(path).map_err(failed)?;
+    let lock = request.lock()?;
+    file.write_all(to_json(&lock)?.as_bytes()).map_err(failed)?;
+    print(&format!("{} files of the host, in {}\n", lock.len(), path.display()))
+}
+
+/// Answers the exit status: 1 if anything differs.
+fn show_differences(request: &Request, path: &std::path::Path) -> Result<u8> {
+    let there = Lock::read(path)?;
+    let lines = request.lock()?.differences(&there);
+    if lines.is_empty() {
+        print("the same files as there\n")?;
+        return Ok(0);
+    }
+    print(&(lines.join("\n") + "\n"))?;
+    Ok(1)
+}
+
 fn show_config(config: &Config, json: bool) -> Result<()> {
     if json {
         return print(&to_json(config)?);
@@ -177,7 +208,7 @@ fn show_config(config: &Config, json: bool) -> Result<()> {
     line("mpi", format!("{:?}", config.mpi.value).to_lowercase(), &config.mpi.origin);
     line("host_mpi", config.host_mpi.value.clone().unwrap_or("-".to_owned()), &config.host_mpi.origin);
     line("mpi_library", path(&config.mpi_library.value), &config.mpi_library.origin);
-    line("cache", path(&config.cache.value), &config.cache.origin);
+    line("decisions", path(&config.decisions.value), &config.decisions.origin);
     for mpi in &config.host_mpis {
         line("host_mpis", format!("{} {}", mpi.value.name, mpi.value.library.display()), &mpi.origin);
     }

@@ -29,6 +29,7 @@ use crate::job::keeper;
 use crate::job::meeting::{Lock, Meeting, meet};
 use crate::job::siblings::{self, Found};
 use crate::job::{JobStep, Mark, digest};
+use crate::lock;
 use crate::plan::environment::Injected;
 use crate::plan::make::Planner;
 use crate::plan::sources::{self, Facts, Sources};
@@ -329,7 +330,7 @@ impl Request {
             private: asked.planner.private(),
         };
         let uid = nix::unistd::geteuid().as_raw();
-        let directory = self.config.cache_directory(uid).filter(|_| detail == Detail::Quick);
+        let directory = self.config.decisions_directory(uid).filter(|_| detail == Detail::Quick);
         let Some(cache) = directory.and_then(|path| Cache::open(&path, uid)) else {
             return inject::decide(&case(asked.planner.view(), &asked.host), program, detail);
         };
@@ -415,6 +416,16 @@ impl Request {
         let mark = self.mark(&image, &myself);
         let entered = Entered::new(&myself, None, self.job.as_ref().map(|job| job.daemon))?;
         Ok(self.draft(&image, &myself, &entered, mark.as_ref(), Detail::Version)?.plan)
+    }
+
+    /// Every file of the host that the plan would inject. To be called as [`Request::plan`].
+    pub fn lock(&self) -> Result<lock::Lock> {
+        let image = Image::open(&self.image)?;
+        let myself = Myself::now();
+        let entered = Entered::new(&myself, None, self.job.as_ref().map(|job| job.daemon))?;
+        let drafted = self.draft(&image, &myself, &entered, None, Detail::Version)?;
+        let host = host_view(&drafted.sources)?;
+        lock::Lock::of(&image.path, &drafted.plan.program, drafted.decision.injection.as_ref(), &host)
     }
 
     /// The working directory inside, and what to say if it is not the one outside.

@@ -113,6 +113,15 @@ pub fn image(name: &str) -> PathBuf {
     path
 }
 
+/// The tree of another MPI of this host: $HPC_LAUNCH_HOSTS/NAME, else target/hosts/NAME; without links.
+pub fn tree(name: &str) -> PathBuf {
+    let dir =
+        env::var_os("HPC_LAUNCH_HOSTS").map_or_else(|| repository().join("target/hosts"), PathBuf::from);
+    let path = dir.join(name);
+    std::fs::canonicalize(&path)
+        .unwrap_or_else(|e| panic!("there is no {}: `cargo xtask test` makes it: {e}", path.display()))
+}
+
 /// Whether everything is to be run, not a sample of it.
 pub fn full() -> bool {
     env::var("HPC_LAUNCH_FULL").is_ok_and(|v| v == "1")

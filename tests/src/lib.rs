@@ -7,6 +7,7 @@
 
 pub mod canary;
 pub mod host;
+pub mod host_mpi;
 pub mod image;
 pub mod leaks;
 pub mod loader;

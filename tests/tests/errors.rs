@@ -232,7 +232,7 @@ fn a_configuration_with_a_mistake_is_named_with_line_and_column() {
             ("home = true\nbinds = 7\n", &["config.toml: line 2, column 9: "][..]),
             ("\n\n  hom = true\n", &["line 3, column 3: ", "hom", "keys are: binds, "]),
             ("home = ", &["line 1, column 8: "]),
-            ("mpi = 'host'\n", &["line 1, column 7: ", "host"]),
+            ("mpi = 'hosts'\n", &["line 1, column 7: ", "hosts"]),
             ("home = true\nhome = true\n", &["line 2, column 1: ", "home"]),
             ("locked = ['mpi']\n", &["only the site's file may lock keys"]),
         ] {
@@ -242,8 +242,8 @@ fn a_configuration_with_a_mistake_is_named_with_line_and_column() {
         }
         let outcome = Run::launch(*who, ["/", "true"]).env("HPC_LAUNCH_HOME", "maybe").run();
         outcome.refused("config-invalid", &["HPC_LAUNCH_HOME: \"maybe\" is neither true (1) nor false (0)"]);
-        let outcome = Run::launch(*who, ["/", "true"]).env("HPC_LAUNCH_MPI", "host").run();
-        outcome.refused("config-invalid", &["HPC_LAUNCH_MPI: \"host\" is neither auto nor image"]);
+        let outcome = Run::launch(*who, ["/", "true"]).env("HPC_LAUNCH_MPI", "hosts").run();
+        outcome.refused("config-invalid", &["HPC_LAUNCH_MPI: \"hosts\" is none of auto, host and image"]);
     }
 }
 
@@ -324,7 +324,7 @@ fn bad_command_lines() {
             (&["", "true"], "<IMAGE>"),
             (&["--nope", "/", "true"], "--nope"),
             (&["--bind"], "--bind"),
-            (&["--mpi=host", "/", "true"], "[possible values: auto, image]"),
+            (&["--mpi=hosts", "/", "true"], "[possible values: auto, host, image]"),
             (&["plan"], "<IMAGE>"),
             (&["plan", "/"], "<COMMAND>"),
             (&["config", "extra"], "extra"),

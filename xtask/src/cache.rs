@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! images/NAME-KEY, NAME-KEY.sqfs    finished images
+//! hosts/NAME-VERSION                MPIs for this host
 //! parts/NAME-KEY                    what images are made of: unpacked roots, compilers, programs
 //! apt/SUITE                         package lists and packages
 //! tmp/                              what is being built, renamed into place when complete
@@ -39,9 +40,9 @@ impl Cache {
     }
 
     /// A finished thing, from our own cache or the machine's.
-    pub fn find(&self, name: &str) -> Option<PathBuf> {
+    pub fn find(&self, kind: &str, name: &str) -> Option<PathBuf> {
         let dirs = [&self.dirs.own, &self.dirs.system];
-        let path = dirs.into_iter().map(|dir| dir.join("images").join(name)).find(|path| path.exists())?;
+        let path = dirs.into_iter().map(|dir| dir.join(kind).join(name)).find(|path| path.exists())?;
         mark_used(&path);
         Some(path)
     }
@@ -49,7 +50,7 @@ impl Cache {
     /// Waits for other builders, then locks the cache.
     pub fn builder(&self) -> Result<Builder> {
         let dir = self.dirs.own.clone();
-        for sub in ["", "images", "parts", "apt", "tmp"] {
+        for sub in ["", "images", "hosts", "parts", "apt", "tmp"] {
             let path = dir.join(sub);
             fs::create_dir_all(&path).with_context(|| format!("cannot create {}", path.display()))?;
             // Whatever the umask: a test runs as another user than the one who has built.
@@ -83,7 +84,7 @@ impl Builder {
 
     /// Removes what nobody has used for long.
     pub fn prune(&self) -> Result<()> {
-        for kind in ["images", "parts"] {
+        for kind in ["images", "hosts", "parts"] {
             for entry in fs::read_dir(self.dir.join(kind))? {
                 let mark = entry?.path();
                 if mark.extension().is_none_or(|ending| ending != "used") {

@@ -2,12 +2,10 @@
 
 use crate::apt::Apt;
 use crate::cache::{Builder, Cache};
-use crate::layout::Layout;
+use crate::layout::{Layout, link_to};
 use crate::recipe::{self, Content, Examples, Mpi, Recipe, Suite};
 use crate::{rootfs, run, toolchain};
 use anyhow::{Context, Result};
-use std::fs;
-use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
@@ -37,7 +35,8 @@ pub fn make(layout: &Layout, names: &[String], squashfs: bool) -> Result<()> {
 
     let cache = Cache::open()?;
     let missing = |image: &Wanted| {
-        cache.find(&image.cached).is_none() || squashfs && cache.find(&squashfs_name(image)).is_none()
+        cache.find("images", &image.cached).is_none()
+            || squashfs && cache.find("images", &squashfs_name(image)).is_none()
     };
     if wanted.iter().any(missing) {
         run::step("test images, from Debian packages", || {
@@ -160,15 +159,7 @@ impl Workshop<'_> {
 
 /// Points `target/images/NAME` at what the cache holds.
 fn link(layout: &Layout, cache: &Cache, cached: &str, name: &str) -> Result<()> {
-    let to = cache.find(cached).with_context(|| format!("{cached} went from the cache, try again"))?;
-    let images = layout.images();
-    fs::create_dir_all(&images).with_context(|| format!("cannot create {}", images.display()))?;
-    let link = images.join(name);
-    if fs::read_link(&link).is_ok_and(|now| now == to) {
-        return Ok(());
-    }
-    // Renamed over the old one, so that nobody finds it missing meanwhile.
-    let temporary = images.join(format!(".{name}.{}", std::process::id()));
-    symlink(&to, &temporary)?;
-    fs::rename(&temporary, &link).with_context(|| format!("{} is in the way", link.display()))
+    let to =
+        cache.find("images", cached).with_context(|| format!("{cached} went from the cache, try again"))?;
+    link_to(&layout.images(), name, &to)
 }

@@ -1,6 +1,7 @@
 //! Where things are: the repository, its build output, the image cache.
 
 use anyhow::{Context, Result, bail};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
@@ -35,6 +36,19 @@ impl Layout {
         fs::write(&log, "").with_context(|| format!("cannot write {}", log.display()))?;
         Ok(log)
     }
+}
+
+/// Points `directory/NAME` at something.
+pub fn link_to(directory: &Path, name: &str, to: &Path) -> Result<()> {
+    fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
+    let link = directory.join(name);
+    if fs::read_link(&link).is_ok_and(|now| now == to) {
+        return Ok(());
+    }
+    // Renamed over the old one, so that nobody finds it missing meanwhile.
+    let temporary = directory.join(format!(".{name}.{}", std::process::id()));
+    symlink(to, &temporary)?;
+    fs::rename(&temporary, &link).with_context(|| format!("{} is in the way", link.display()))
 }
 
 /// The image cache of whoever runs us, and the machine-wide one, which root fills and all read.

@@ -3,6 +3,7 @@
 mod apt;
 mod cache;
 mod demo;
+mod hosts;
 mod images;
 mod layout;
 mod recipe;
@@ -43,6 +44,8 @@ enum Task {
     Stress,
     /// Compare abi-probe with the real loaders, over every object of the images and of this machine
     Oracle,
+    /// Run every image with every MPI of this host that can be had, and write docs/matrix.md
+    Matrix,
     /// Check formatting and lints
     Check,
     /// Make test images as directories target/images/NAME
@@ -71,6 +74,7 @@ fn main() -> ExitCode {
         Task::Test { .. } => test::test(&layout, &test::Scope::All),
         Task::Stress => test::test(&layout, &test::Scope::Stress),
         Task::Oracle => test::test(&layout, &test::Scope::Oracle),
+        Task::Matrix => test::test(&layout, &test::Scope::Matrix),
         Task::Check => test::test(&layout, &test::Scope::Check),
         Task::Images { names, squashfs } => images::make(&layout, &names, squashfs),
         Task::Setup { set } => setup::install(&layout, set),

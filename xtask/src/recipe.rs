@@ -6,7 +6,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::Path;
 
 /// To be raised when the way images are built changes; it is part of every key.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 
 /// A Debian release.
 #[derive(Debug, PartialEq, Eq, Hash)]
@@ -113,7 +113,7 @@ impl Recipe {
 impl Suite {
     /// The packages with which the examples are compiled for either MPI.
     pub fn toolchain(&self) -> Vec<&'static str> {
-        let mut packages = vec!["bash", "coreutils", "dash", "gcc", "gfortran", "libc6-dev", "sed"];
+        let mut packages = vec!["bash", "coreutils", "dash", "g++", "gcc", "gfortran", "libc6-dev", "sed"];
         packages.extend(["grep", "libmpich-dev", "libopenmpi-dev", "openmpi-bin", "mpich"]);
         packages.extend(self.placeholders());
         packages
@@ -138,7 +138,7 @@ impl Examples {
         let mut sources = Vec::new();
         for entry in fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))? {
             let path = entry?.path();
-            if path.extension().is_some_and(|ending| ending == "c" || ending == "f90") {
+            if path.extension().is_some_and(|ending| ending == "c" || ending == "cc" || ending == "f90") {
                 let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
                 let text = fs::read_to_string(&path);
                 sources.push((name, text.with_context(|| format!("cannot read {}", path.display()))?));

@@ -41,6 +41,10 @@ const TEST: &[&str] = &[
     "munge",
     // rsmpi makes its bindings with bindgen
     "libclang-dev",
+    // MPIs of other releases
+    "python3-pip",
+    "python3-venv",
+    "unzip",
     // SquashFS images
     "squashfs-tools",
     "squashfuse",

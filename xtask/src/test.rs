@@ -1,5 +1,6 @@
 //! `cargo xtask test` and `check`: the phases that tell whether the sources are good.
 
+use crate::hosts;
 use crate::images;
 use crate::layout::{Layout, is_root};
 use crate::recipe;
@@ -27,6 +28,8 @@ pub enum Scope {
     Stress,
     /// Only the comparison of abi-probe with the real loaders, over every object.
     Oracle,
+    /// Only the matrix of images and host MPIs, whole, with its table written.
+    Matrix,
     /// All there is.
     All,
 }
@@ -47,13 +50,13 @@ pub fn test(layout: &Layout, scope: &Scope) -> Result<()> {
 fn run_phases(layout: &Layout, scope: &Scope, phases: &mut Phases) -> Result<()> {
     let end_to_end = match scope {
         Scope::EndToEnd(filter) => Some(filter.as_str()),
-        Scope::All | Scope::Stress | Scope::Oracle => Some(""),
+        Scope::All | Scope::Stress | Scope::Oracle | Scope::Matrix => Some(""),
         Scope::Check | Scope::Unit => None,
     };
     if end_to_end.is_some() {
         phases.needed("packages", || setup::install(layout, Set::Test))?;
     }
-    if !matches!(scope, Scope::EndToEnd(_) | Scope::Stress | Scope::Oracle) {
+    if !matches!(scope, Scope::EndToEnd(_) | Scope::Stress | Scope::Oracle | Scope::Matrix) {
         phases.judged("formatting", || formatting(layout));
         phases.judged("lints", || lints(layout));
     }
@@ -64,6 +67,7 @@ fn run_phases(layout: &Layout, scope: &Scope, phases: &mut Phases) -> Result<()>
 
     let launcher = phases.needed("release build", || release::build(layout))?;
     phases.needed("images", || images::make(layout, &[], true))?;
+    phases.needed("host MPIs", || hosts::make(layout, matches!(scope, Scope::Matrix | Scope::Stress)))?;
     let user = phases.needed("test user", PlainUser::get)?;
     let stage = phases.needed("what the user can reach", || {
         open_fuse()?;
@@ -87,11 +91,16 @@ fn run_phases(layout: &Layout, scope: &Scope, phases: &mut Phases) -> Result<()>
         if let Some(ring) = &ring {
             command.env("HPC_LAUNCH_RUST_RING", ring);
         }
-        if matches!(scope, Scope::Stress | Scope::Oracle) {
+        command.env("HPC_LAUNCH_HOSTS", layout.root.join("target/hosts"));
+        if matches!(scope, Scope::Stress | Scope::Oracle | Scope::Matrix) {
             command.env("HPC_LAUNCH_FULL", "1");
         }
         if *scope == Scope::Oracle {
             command.args(["--test", "oracle", "--", "--nocapture"]);
+        }
+        if *scope == Scope::Matrix {
+            command.env("HPC_LAUNCH_MATRIX", layout.root.join("docs/matrix.md"));
+            command.args(["--test", "host_mpi", "--", "--nocapture", "matrix"]);
         }
         if !filter.is_empty() {
             command.args(["--", filter]);

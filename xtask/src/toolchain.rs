@@ -33,11 +33,21 @@ pub fn compile(toolchain: &Path, examples: &Examples, content: Content, to: &Pat
 fn compile_lines(name: &str, text: &str, content: Content) -> Vec<String> {
     let Some((stem, ending)) = name.rsplit_once('.') else { return Vec::new() };
     let c = "-std=gnu11 -O2 -Wall -Werror";
-    let needs_mpi = ending == "f90" || text.contains("#include <mpi.h>");
+    let needs_mpi = ending != "c" || text.contains("#include <mpi.h>");
     match content {
         Content::Mpi(mpi) if needs_mpi && ending == "c" => {
-            vec![format!("mpicc.{} {c} -o out/{stem} {name}", mpi.name())]
+            let mut lines = vec![format!("mpicc.{} {c} -o out/{stem} {name}", mpi.name())];
+            if text.contains("#ifdef OPENS_MPI") {
+                lines.push(format!("gcc {c} -DOPENS_MPI -o out/opens {name} -ldl"));
+            }
+            lines
         }
+        Content::Mpi(Mpi::Mpich) if ending == "cc" => vec![format!("mpicxx.mpich -O2 -o out/{stem} {name}")],
+        // Open MPI 5 has no C++ bindings.
+        Content::Mpi(Mpi::OpenMpi) if ending == "cc" => vec![format!(
+            "test ! -e /usr/lib/*/libmpi_cxx.so.40 || g++ -O2 -o out/{stem} {name} $(mpicc.openmpi --showme:compile) \
+             -l:libmpi_cxx.so.40 $(mpicc.openmpi --showme:link)"
+        )],
         Content::Mpi(Mpi::Mpich) if needs_mpi => vec![format!("mpif90.mpich -O2 -o out/{stem} {name}")],
         // Debian's Fortran wrapper finds libmpi.so through a link that only its package script makes;
         // the C wrapper knows the directory.
