@@ -98,9 +98,9 @@ pub fn bind(prober: &Prober, map: &LinkMap) -> Result<Binding> {
 pub fn bind_all(prober: &Prober, map: &LinkMap) -> Result<(Binding, Vec<Binding>)> {
     let mut scope = global(prober, map)?;
     let own = bind_members(prober, &scope)?;
-    let linked = scope.len();
     let mut opened = Vec::new();
     for one in &map.opened {
+        let linked = scope.len();
         let found: Vec<&OpenedObject> = one.objects.iter().filter(|o| o.linked.file.is_some()).collect();
         for object in &found {
             scope.extend(member(prober, &object.linked)?);
@@ -110,7 +110,9 @@ pub fn bind_all(prober: &Prober, map: &LinkMap) -> Result<(Binding, Vec<Binding>
             bind_member(prober, &scope, linked + index, &mut binding)?;
         }
         opened.push(binding);
-        scope.truncate(linked);
+        if !one.is_global {
+            scope.truncate(linked);
+        }
     }
     Ok((own, opened))
 }

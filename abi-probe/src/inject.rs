@@ -105,7 +105,7 @@ pub fn prove(question: &Question, installation: &Installation) -> Result<Option<
     let names = installation.libraries.keys().chain(installation.parts.keys()).map(String::as_str);
     let mut opens: Vec<String> = question.how.opens.to_vec();
     opens.extend(names.chain(parts::LIBC.iter().copied()).map(String::from));
-    let how = Circumstances { opens: &opens, ..*question.how };
+    let how = Circumstances { opens: &opens, global: question.how.opens.len(), ..*question.how };
     let Ok(mut base) = image.program(question.program, &how)? else { return Ok(None) };
     let mut found: BTreeMap<String, Rc<Probed>> = BTreeMap::new();
     for name in &opens {
@@ -203,7 +203,8 @@ impl Attempt<'_> {
         };
         let mut opens = self.question.how.opens.to_vec();
         opens.extend(self.plugins(&injection));
-        let how = Circumstances { library_path: Some(&list), opens: &opens, ..*self.question.how };
+        let global = self.question.how.opens.len();
+        let how = Circumstances { library_path: Some(&list), opens: &opens, global, ..*self.question.how };
         for _ in 0..MAX_ROUNDS {
             let view = self.lay(&injection)?;
             let prober = Prober::new(&view);

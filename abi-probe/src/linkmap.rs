@@ -84,6 +84,8 @@ pub struct Opened {
     pub objects: Vec<OpenedObject>,
     /// What the loader will not like.
     pub problems: Vec<Problem>,
+    /// Whatever is opened later sees its symbols.
+    pub is_global: bool,
 }
 
 /// An object that is not among those that the program links.
@@ -166,12 +168,22 @@ pub struct Circumstances<'a> {
     pub scope: Scope,
     /// What the program will dlopen: names or paths.
     pub opens: &'a [String],
+    /// So many of them, the first, for all to see (RTLD_GLOBAL), as mpi4py opens its MPI.
+    pub global: usize,
 }
 
 impl Default for Circumstances<'_> {
     fn default() -> Self {
         let directory = Path::new("/");
         let cpu = Cpu::this();
-        Circumstances { library_path: None, preload: None, directory, cpu, scope: Scope::Whole, opens: &[] }
+        Circumstances {
+            library_path: None,
+            preload: None,
+            directory,
+            cpu,
+            scope: Scope::Whole,
+            opens: &[],
+            global: 0,
+        }
     }
 }

@@ -223,5 +223,16 @@ fn decide_libc(
             merged.libc.push(Covered { at: theirs.path.clone(), file, reason: Reason::Libc });
         }
     }
+    // What the image has none of goes with the rest.
+    for name in parts::LIBC.iter().filter(|name| !found.contains_key(**name)) {
+        if let Some(file) = host.file(&directory.join(name), libc.object.arch) {
+            merged.taken.push(Taken {
+                name: (*name).to_owned(),
+                file,
+                reason: Reason::Libc,
+                needed_by: "the host's libraries".to_owned(),
+            });
+        }
+    }
     Ok(())
 }

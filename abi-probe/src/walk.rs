@@ -154,8 +154,9 @@ impl<'p, 'v, 'h> Walk<'p, 'v, 'h> {
             }
         }
         map.interp = Some(interp.into());
-        for name in self.how.opens {
-            let opened = self.open(name);
+        for (index, name) in self.how.opens.iter().enumerate() {
+            let mut opened = self.open(name);
+            opened.is_global = index < self.how.global;
             map.opened.push(opened);
         }
         for (index, node) in self.nodes.iter_mut().enumerate() {
@@ -169,7 +170,8 @@ impl<'p, 'v, 'h> Walk<'p, 'v, 'h> {
 
     /// What dlopen of `name` by the program brings: in the order of its own scope, without what is in the map.
     fn open(&mut self, name: &str) -> Opened {
-        let mut opened = Opened { name: name.to_owned(), objects: Vec::new(), problems: Vec::new() };
+        let mut opened =
+            Opened { name: name.to_owned(), objects: Vec::new(), problems: Vec::new(), is_global: false };
         let before = self.nodes.len();
         let missing = |name: String, needed_by| OpenedObject {
             linked: Linked { name, path: None, needed_by, file: None, names: Vec::new(), is_loader: false },

@@ -130,16 +130,15 @@ impl Case<'_> {
         let asked = self.config.host_mpi.value.is_some();
         let mut others = Vec::new();
         for candidate in candidates(&host, self.config, self.outside, self.around)? {
-            let Some(mpi) = identify(&host, &candidate, asked)? else { continue };
+            let Some(mpi) = identify(&host, &candidate, asked, Detail::Quick)? else { continue };
             if mpi.abi != wanted.1 {
-                others.push(format!("{} ({})", mpi.describe(), candidate.why));
+                others.push((candidate, ""));
                 continue;
             }
             if let Some(job) = self.job
                 && verdict::fits(&mpi, job, self.outside).is_err()
             {
-                let launcher = job.rank.launcher.name();
-                others.push(format!("{}, which cannot talk to {launcher} either", mpi.describe()));
+                others.push((candidate, ", which is, but cannot talk to the launcher either"));
                 continue;
             }
             self.prove(&host, &candidate, looked, &mut tried)?;
@@ -148,7 +147,13 @@ impl Case<'_> {
             }
         }
         if tried.why_not.is_empty() {
-            let known = if others.is_empty() { "none".to_owned() } else { others.join(", ") };
+            let mut known = Vec::new();
+            for (candidate, but) in &others {
+                if let Some(mpi) = identify(&host, candidate, asked, Detail::Version)? {
+                    known.push(format!("{} ({}){but}", mpi.describe(), candidate.why));
+                }
+            }
+            let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
             tried.why_not.push(Error::new(
                 Code::HostMpiMissing,
                 format!(

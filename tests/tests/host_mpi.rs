@@ -338,22 +338,36 @@ fn wrong_pairs_are_refused_with_the_evidence_and_a_cure() {
         &["/opt/examples/ring_cxx"],
         &["[bindings-missing]", "libmpi_cxx.so.40 (C++ bindings)", "ompi_op_set_cxx_callback"],
     );
-    // musl.
-    let musl = Throwaway::new();
-    musl.program("bin/solver", fs::read(host::image("bookworm-openmpi").join("opt/examples/whose")).unwrap());
-    let status = std::process::Command::new("sh")
-        .args(["-euc", "sed -i 's|/lib64/ld-linux-x86-64.so.2|/lib/ld-musl-x86_64.so.1\\x00\\x00|' bin/solver; cp bin/solver lib/ld-musl-x86_64.so.1"])
-        .current_dir(musl.root())
-        .status();
-    assert!(status.is_ok_and(|s| s.success()));
-    if std::env::consts::ARCH == "x86_64" {
-        refused(
-            &["--launcher=openmpi", "--mpi=host"],
-            &musl.root(),
-            &["/bin/solver"],
-            &["[not-injectable]", "ld-musl-x86_64.so.1", "built for glibc"],
-        );
+    // musl, with its own loader.
+    let musl = Throwaway::empty();
+    for name in ["bin", "dev", "etc", "lib", "proc", "run", "sys", "tmp"] {
+        musl.directory(name);
     }
+    let script =
+        "echo 'int ompi_mpi_comm_world; int MPI_Init(void) { return 0; } int PMPI_Init(void) { return 0; }' |
+          musl-gcc -xc - -shared -fPIC -o lib/libmpi.so.40 -Wl,-soname,libmpi.so.40
+        echo 'int MPI_Init(void); int main(void) { return MPI_Init(); }' |
+          musl-gcc -xc - -xnone -o bin/solver lib/libmpi.so.40
+        cp -L /lib/ld-musl-*.so.1 lib/";
+    let output =
+        std::process::Command::new("sh").args(["-euc", script]).current_dir(musl.root()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    refused(
+        &["--launcher=openmpi", "--mpi=host"],
+        &musl.root(),
+        &["/bin/solver"],
+        &["[not-injectable]", "/lib/ld-musl-", "built for glibc"],
+    );
+    // Another machine's.
+    let foreign = Throwaway::new();
+    let donor = host::image("bookworm-openmpi").join("opt/examples/whose");
+    foreign.program("bin/solver", hpc_launch_tests::image::foreign_elf(&donor));
+    refused(
+        &["--launcher=openmpi", "--mpi=host"],
+        &foreign.root(),
+        &["/bin/solver"],
+        &["[wrong-architecture]", "a program for riscv"],
+    );
     // A host MPI that is not there, and one that is none.
     let image = host::image("bookworm-openmpi");
     refused(
@@ -494,7 +508,7 @@ fn a_decision_is_kept_until_a_file_changes() {
     let triple = format!("lib/{}-linux-gnu", std::env::consts::ARCH);
     image.file(format!("{triple}/libmpi.so.40"), fs::read(donor.join("libmpi.so.40")).unwrap());
     let script = "echo 'int MPI_Init(void*,void*); int main(void) { return MPI_Init == 0; }' |
-        gcc -xc - -xnone -o bin/p -l:libmpi.so.40 -Wl,--no-as-needed";
+        gcc -xc - -xnone -o bin/p -Wl,--no-as-needed -l:libmpi.so.40";
     let output =
         std::process::Command::new("sh").args(["-euc", script]).current_dir(image.root()).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -55,6 +55,7 @@ fuzz_target!(|root: Root| {
         cpu: Cpu { level: 4 },
         scope: Scope::Whole,
         opens: &[],
+        global: 0,
     };
     let entry = view.find(Path::new("/program")).expect("found").expect("there");
     let map = match prober.program(&entry, &how) {

@@ -76,7 +76,7 @@ pub fn candidates(
 ) -> Result<Vec<Candidate>> {
     if let Some(asked) = &config.host_mpi.value {
         let library = named(config, asked)?;
-        return Ok(vec![Candidate { library, why: format!("--host-mpi ({})", config.host_mpi.origin) }]);
+        return Ok(vec![Candidate { library, why: config.host_mpi.origin.to_string() }]);
     }
     let mut search = Search { host, seen: BTreeSet::new(), found: Vec::new() };
     for Sourced { value: Named { name, library }, origin } in &config.host_mpis {
@@ -132,7 +132,7 @@ fn named(config: &Config, asked: &str) -> Result<PathBuf> {
 }
 
 /// Identifies a candidate. One that was named by somebody must be an MPI; others are passed over.
-pub fn identify(host: &Prober, candidate: &Candidate, must: bool) -> Result<Option<Mpi>> {
+pub fn identify(host: &Prober, candidate: &Candidate, must: bool, detail: Detail) -> Result<Option<Mpi>> {
     let bad = |why: String| {
         Error::new(
             Code::HostMpiMissing,
@@ -147,7 +147,7 @@ pub fn identify(host: &Prober, candidate: &Candidate, must: bool) -> Result<Opti
             false => Ok(None),
         };
     };
-    match mpi::identify(host, &file, Detail::Quick) {
+    match mpi::identify(host, &file, detail) {
         Ok(None) if must => Err(bad("it is no MPI that we know".to_owned())),
         Err(e) if must => Err(bad(e.to_string())),
         Ok(found) => Ok(found),
