@@ -509,6 +509,7 @@ impl Attempt<'_> {
         // An object may have moved: its name and the symbol tell.
         let key = |o: &Obstacle| match o {
             Obstacle::Symbol(u) => (parts::file_name(&u.object).to_owned(), u.symbol.clone()),
+            Obstacle::Resized { symbol, library, .. } => (symbol.clone(), library.to_string()),
             other => (String::new(), other.what()),
         };
         let known: BTreeSet<_> = known.iter().map(key).collect();

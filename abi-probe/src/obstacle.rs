@@ -130,7 +130,7 @@ impl Obstacle {
                 )
             }
             Obstacle::Resized { symbol, program, library, object } => format!(
-                "{symbol} is {program} bytes in the program and {library} bytes in {object}: what lies behind it would be overwritten or cut off"
+                "{symbol} is {program} bytes in the program and {library} bytes in {object}: what lies behind it would be overwritten"
             ),
             Obstacle::Plugin { plugin, why } => format!("the host's plugin {plugin} would not load: {why}"),
             Obstacle::NoPart { name, what, needed_by, host } => format!(
@@ -186,7 +186,8 @@ pub(crate) fn of_binding(binding: &Binding, found: &mut Vec<Obstacle>) {
     }
     let (hard, latent): (Vec<_>, Vec<_>) = binding.unresolved.iter().cloned().partition(|u| u.hard);
     found.extend(hard.into_iter().chain(latent).map(Obstacle::Symbol));
-    found.extend(binding.resized.iter().map(|r| Obstacle::Resized {
+    // The loader copies no more than the program has room for; the library then uses more than there is.
+    found.extend(binding.resized.iter().filter(|r| r.library > r.program).map(|r| Obstacle::Resized {
         symbol: r.symbol.clone(),
         program: r.program,
         library: r.library,

@@ -120,8 +120,15 @@ impl Setup {
 
     /// `words` in the image, by hpc-launch.
     pub fn hpc_launch(&self, words: &[String]) -> Result<CommandLine, String> {
+        self.hpc_launch_with(&[], words)
+    }
+
+    /// The same with options.
+    pub fn hpc_launch_with(&self, options: &[&str], words: &[String]) -> Result<CommandLine, String> {
         let launcher = self.launcher.as_ref().map_err(Clone::clone)?;
-        Ok(self.bare(words).after(&self.line(launcher, &[&self.image])))
+        let image = self.image.as_os_str();
+        let args: Vec<&OsStr> = options.iter().map(OsStr::new).chain([image]).collect();
+        Ok(self.bare(words).after(&self.line(launcher, &args)))
     }
 
     /// `words` in the image, by ch-run with its defaults.

@@ -6,6 +6,7 @@
 mod alternate;
 mod contender;
 mod error;
+mod inspect;
 mod machine;
 mod mpirun;
 mod pingpong;
@@ -42,6 +43,8 @@ enum Bench {
     Pingpong(pingpong::Args),
     /// System calls before the program starts
     Syscalls(syscalls::Args),
+    /// What it costs to look at libraries, and to give a program the host's MPI
+    Inspect(inspect::Args),
 }
 
 /// What every bench takes.
@@ -101,6 +104,7 @@ fn bench(bench: &Bench) -> Result<bool, Error> {
         Bench::Mpirun(args) => args.common(),
         Bench::Pingpong(args) => args.common(),
         Bench::Syscalls(args) => args.common(),
+        Bench::Inspect(args) => args.common(),
     };
     if let Some(name) = &common.user {
         user::become_user(name, common.json.as_deref())?;
@@ -111,6 +115,7 @@ fn bench(bench: &Bench) -> Result<bool, Error> {
         Bench::Mpirun(args) => mpirun::run(args),
         Bench::Pingpong(args) => pingpong::run(args),
         Bench::Syscalls(args) => syscalls::run(args),
+        Bench::Inspect(args) => inspect::run(args),
     }?;
     print!("{}", outcome.text);
     if let Some(mut json) = json {

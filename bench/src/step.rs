@@ -54,10 +54,15 @@ pub struct Step {
 
 impl Step {
     /// Starts the first rank and waits until its program runs. That program is `cat` on a pipe from
-    /// here: it ends when this process does, however that happens.
+    /// here: it ends when this process does, however that happens. Ranks of the same program join it.
     pub fn start(setup: &Setup) -> Result<Step, String> {
-        let nspace = format!("bench-{}", std::process::id());
-        let line = setup.hpc_launch(&["/bin/cat".into()])?.with_env(rank_env(&nspace, 0));
+        Step::start_with(setup, &[], &["/bin/cat".into()])
+    }
+
+    /// The same with options and another program that ends with its input.
+    pub fn start_with(setup: &Setup, options: &[&str], words: &[String]) -> Result<Step, String> {
+        let nspace = format!("bench-{}-{}", std::process::id(), options.join("-"));
+        let line = setup.hpc_launch_with(options, words)?.with_env(rank_env(&nspace, 0));
         let failed = |why: String| format!("the step's first rank did not start ({line}): {why}");
         let mut said = tempfile::tempfile().map_err(|e| failed(e.to_string()))?;
         let stderr = said.try_clone().map_err(|e| failed(e.to_string()))?;
@@ -98,24 +103,25 @@ impl Step {
     /// Runs one rank of each sort that says where it is. A joiner that quietly built a sandbox of its
     /// own, or a first rank that quietly joined, would be measured under a wrong name.
     pub fn verify(&self, setup: &Setup, runner: &mut Runner) -> Result<String, String> {
-        let whereabouts = setup.hpc_launch(&["/bin/readlink".into(), "/proc/self/ns/mnt".into()])?;
+        // Its mounts have numbers that no other namespace's have (proc_pid_mountinfo(5)).
+        let whereabouts = setup.hpc_launch(&["/bin/cat".into(), "/proc/self/mountinfo".into()])?;
         let mut ask = |env| {
             let told = runner.output(&whereabouts.clone().with_env(env));
             told.map(|text| text.trim().to_owned()).map_err(|e: Failure| format!("{whereabouts} failed: {e}"))
         };
         let joined = ask(self.joining_rank())?;
         let alone = ask(rank_env(&format!("{}-verify", self.nspace), 0))?;
-        let leader = self.mount_namespace.display().to_string();
-        if joined != leader {
-            return Err(format!(
-                "the joining rank did not join: it is in {joined}, the step's first rank in {leader}"
-            ));
+        let leader = fs::read_to_string(format!("/proc/{}/mountinfo", self.leader.id()))
+            .map_err(|e| format!("the step's first rank has no mounts to compare: {e}"))?;
+        let namespace = self.mount_namespace.display();
+        if joined != leader.trim() {
+            return Err(format!("the joining rank did not join the step's first rank in {namespace}"));
         }
-        if alone == leader {
-            return Err(format!("the first rank of another step joined this one: both are in {leader}"));
+        if alone == leader.trim() {
+            return Err(format!("the first rank of another step joined this one: both are in {namespace}"));
         }
         Ok(format!(
-            "verified: the joining rank is in its leader's {leader}, another step's first rank is not"
+            "verified: the joining rank is in its leader's {namespace}, another step's first rank is not"
         ))
     }
 }

@@ -82,7 +82,8 @@ pub fn run(args: &Args) -> Result<Outcome, Error> {
         Ok(step)
     });
 
-    let words = ["/bin/true".to_owned()];
+    // Without input it does as little as `true`, and it is what the step's first rank runs: others do not join.
+    let words = ["/bin/cat".to_owned()];
     let ours = setup.hpc_launch(&words);
     let first = ours.clone().map(|line| line.with_env(FreshSteps::default().first_rank()));
     let lines = [
@@ -200,7 +201,7 @@ impl Report {
             }
             lines.push(cells);
         }
-        let mut text = format!("system calls of /bin/true\n{}\n", columns(&lines));
+        let mut text = format!("system calls of /bin/cat\n{}\n", columns(&lines));
         for row in &self.rows {
             if let Some(why) = &row.failed {
                 text += &format!("{}: {why}\n", row.name);

@@ -60,31 +60,47 @@ impl Started<'_> {
         how: &Circumstances,
         detail: Detail,
     ) -> abi_probe::Result<Result<Looked, abi_probe::linkmap::Unrunnable>> {
-        let mut opens: Vec<String> = self.mpi_library.iter().map(|p| p.display().to_string()).collect();
-        let first = match self.program(prober, &command, how, &opens)? {
+        let named: Vec<String> = self.mpi_library.iter().map(|p| p.display().to_string()).collect();
+        let (mut looked, first) = match self.one(prober, self.command, command, how, (&named, detail))? {
+            Ok(found) => found,
+            Err(why) => return Ok(Err(why)),
+        };
+        if let Some(name) = self.behind_env(&looked.map)
+            && let Ok((path, entry)) = find_program(self.view, OsStr::new(&name), self.workdir, self.environ)
+            && let Ok((found, _)) = self.one(prober, &path, entry, how, (&named, detail))?
+        {
+            looked = found;
+        }
+        let is_known = looked.mpi.is_some() || self.mpi_library.is_some();
+        if !is_known && mpi::wanted(prober, &looked.map)?.is_none() {
+            self.look_further(prober, how, detail, &first, &mut looked)?;
+        }
+        Ok(Ok(looked))
+    }
+
+    /// One program, with what it opens if it is Python; and the file that it is.
+    fn one(
+        &self,
+        prober: &Prober,
+        path: &Path,
+        entry: Entry,
+        how: &Circumstances,
+        (named, detail): (&[String], Detail),
+    ) -> abi_probe::Result<Result<(Looked, (u64, u64)), abi_probe::linkmap::Unrunnable>> {
+        let mut opens = named.to_vec();
+        let mut map = match self.program(prober, &entry, how, &opens)? {
             Ok(map) => map,
             Err(why) => return Ok(Err(why)),
         };
-        let mut looked = Looked { entry: command, map: first, mpi: None, opens: Vec::new(), remark: None };
-        if let Some(name) = self.behind_env(&looked.map)
-            && let Ok((_, entry)) = find_program(self.view, OsStr::new(&name), self.workdir, self.environ)
-            && let Ok(map) = self.program(prober, &entry, how, &opens)?
-        {
-            looked.entry = entry;
-            looked.map = map;
-        }
-        if is_python(&looked.map) {
-            opens.extend(self.mpi4py(&looked.map));
-            if let Ok(map) = self.program(prober, &looked.entry, how, &opens)? {
-                looked.map = map;
+        if is_python(&map) {
+            opens.extend(self.mpi4py(&map, if map.scripts.is_empty() { path } else { &map.asked }));
+            if let Ok(again) = self.program(prober, &entry, how, &opens)? {
+                map = again;
             }
         }
-        looked.mpi = mpi::in_map(prober, &looked.map, detail)?;
-        looked.opens = opens;
-        if looked.mpi.is_none() && self.mpi_library.is_none() && mpi::wanted(prober, &looked.map)?.is_none() {
-            self.look_further(prober, how, detail, &mut looked)?;
-        }
-        Ok(Ok(looked))
+        let mpi = mpi::in_map(prober, &map, detail)?;
+        let id = entry.id;
+        Ok(Ok((Looked { entry, map, mpi, opens, remark: None }, id)))
     }
 
     fn program(
@@ -114,6 +130,7 @@ impl Started<'_> {
         prober: &Prober,
         how: &Circumstances,
         detail: Detail,
+        command: &(u64, u64),
         looked: &mut Looked,
     ) -> abi_probe::Result<()> {
         let mut words: Vec<String> = Vec::new();
@@ -131,20 +148,20 @@ impl Started<'_> {
         words.retain(|w| !w.is_empty() && !w.starts_with('-'));
         let mut seen = std::collections::BTreeSet::new();
         for word in words.iter().filter(|w| seen.insert(w.as_str())).take(MAX_WORDS) {
-            let Ok((_, entry)) = find_program(self.view, OsStr::new(word), self.workdir, self.environ) else {
+            let Ok((path, entry)) = find_program(self.view, OsStr::new(word), self.workdir, self.environ)
+            else {
                 continue;
             };
-            if entry.id == looked.entry.id {
+            if entry.id == *command {
                 continue;
             }
-            let Ok(map) = self.program(prober, &entry, how, &[])? else { continue };
-            let mpi = mpi::in_map(prober, &map, detail)?;
-            if mpi.is_some() || mpi::wanted(prober, &map)?.is_some() {
-                let remark = format!(
+            let Ok((mut found, _)) = self.one(prober, &path, entry, how, (&[], detail))? else { continue };
+            if found.mpi.is_some() || mpi::wanted(prober, &found.map)?.is_some() {
+                found.remark = Some(format!(
                     "{} links no MPI; {word}, which it names, does, and is taken for the program",
                     looked.map.program.display()
-                );
-                *looked = Looked { entry, map, mpi, opens: Vec::new(), remark: Some(remark) };
+                ));
+                *looked = found;
                 return Ok(());
             }
         }
@@ -165,7 +182,7 @@ impl Started<'_> {
     }
 
     /// The extensions of mpi4py that this interpreter would import (site.py; PEP 405 for virtual environments).
-    fn mpi4py(&self, map: &LinkMap) -> Vec<String> {
+    fn mpi4py(&self, map: &LinkMap, command: &Path) -> Vec<String> {
         let version = map.program.file_name().and_then(OsStr::to_str).unwrap_or_default().to_owned();
         let version =
             if version.contains('.') { version } else { self.python_version(map).unwrap_or(version) };
@@ -174,7 +191,6 @@ impl Started<'_> {
         directories.extend(list.split(':').filter(|d| !d.is_empty()).map(PathBuf::from));
         let site =
             |prefix: &Path| ["lib", "lib64"].map(|lib| prefix.join(lib).join(&version).join("site-packages"));
-        let command = if map.scripts.is_empty() { self.command } else { &map.asked };
         let mut asked = self.workdir.join(command);
         for _ in 0..8 {
             let Some(prefix) = asked.parent().and_then(Path::parent).map(Path::to_owned) else { break };

@@ -76,6 +76,29 @@ impl HostMpi {
     }
 }
 
+impl HostMpi {
+    /// The same program with this MPI put under it by hand, whatever anybody thinks of that: only for MPIs with a
+    /// tree of their own. `asked` is the name by which the program asks for its MPI.
+    pub fn forced(&self, who: Who, image: &str, program: &str, asked: &str) -> Option<Outcome> {
+        let tree = self.tree.as_ref()?;
+        let dir = crate::image::directory("/tmp");
+        std::os::unix::fs::symlink(&self.library, dir.path().join(asked)).expect("a link");
+        let inner = |name: &str| tree.join("lib").join(name).display().to_string();
+        let list = [dir.path().display().to_string(), tree.join("lib").display().to_string()]
+            .into_iter()
+            .chain(["openmpi", "mpich"].map(inner))
+            .collect::<Vec<_>>()
+            .join(":");
+        let library_path = format!("LD_LIBRARY_PATH={list}");
+        let bind = tree.display().to_string();
+        let mut arguments = vec!["--mpi=image", "--bind", &bind, "--env", &library_path];
+        let prefixes = ["OPAL_PREFIX", "PMIX_PREFIX", "PRTE_PREFIX"].map(|name| format!("{name}={bind}"));
+        arguments.extend(prefixes.iter().flat_map(|p| ["--env", p.as_str()]));
+        arguments.extend([image, program]);
+        Some(self.launch(who, 2, &arguments).limit(Duration::from_secs(20)).run())
+    }
+}
+
 /// The MPI libraries that ranks have mapped, from the lines of `whose`, `ring_f` and the like.
 pub fn mapped(outcome: &Outcome) -> BTreeSet<(u64, String)> {
     of_lines(outcome, |path| {

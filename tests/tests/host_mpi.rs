@@ -54,6 +54,13 @@ fn first_reason(told: &Value) -> String {
     }
 }
 
+fn is_right(outcome: &Outcome, program: &str) -> bool {
+    match program {
+        "whose" => outcome.out().contains("rank 1 of 2"),
+        _ => outcome.out().contains("ring of 2 ranks: sum 1 correct"),
+    }
+}
+
 /// How a cell of the table came out.
 struct Cell {
     verdict: String,
@@ -80,10 +87,7 @@ fn cell(host: &HostMpi, image_name: &str, program: &str, who: Who) -> Option<Cel
         let found = mapped(&outcome);
         !found.is_empty() && found.iter().all(|(number, _)| *number == inode(&host.library))
     };
-    let right = match program {
-        "whose" => outcome.out().contains("rank 1 of 2"),
-        _ => outcome.out().contains("ring of 2 ranks: sum 1 correct"),
-    };
+    let right = is_right(&outcome, program);
     let wrong = match (verdict.as_str(), ran && right && on_host) {
         ("inject", true) => None,
         // What is only forced may fail.
@@ -92,7 +96,24 @@ fn cell(host: &HostMpi, image_name: &str, program: &str, who: Who) -> Option<Cel
         (_, false) if outcome.code() == Some(125) => None,
         _ => Some(format!("refused by check, and it ran: {outcome}")),
     };
+    // Was the refusal right? Whoever puts the host's MPI there by hand sees.
+    let asked = if image_name.ends_with("openmpi") { "libmpi.so.40" } else { "libmpich.so.12" };
+    let forced = match verdict.as_str() {
+        "inject" => None,
+        _ if !host::full() => None,
+        _ => host.forced(who, text(&image), &path, asked),
+    };
+    let forced_runs = forced.map(|outcome| {
+        let found = mapped(&outcome);
+        let on_host = !found.is_empty() && found.iter().all(|(n, _)| *n == inode(&host.library));
+        outcome.code() == Some(0) && on_host && is_right(&outcome, program)
+    });
+    let wrong = match forced_runs {
+        Some(true) => Some(format!("refused ({}), and by hand it runs", first_reason(&told))),
+        _ => wrong,
+    };
     let verdict = match (verdict.as_str(), overridden) {
+        (other, _) if forced_runs.is_some() => format!("{other}, fails by hand"),
         ("inject", true) => format!("forced, {}", if ran && right && on_host { "runs" } else { "fails" }),
         (other, _) => other.to_owned(),
     };
@@ -107,7 +128,8 @@ fn matrix() {
          Made by `cargo xtask matrix`. Each cell: what `hpc-launch check --mpi=host` predicts, and then two ranks under\n\
          that MPI's own launcher, as an ordinary user; `inject` means that every rank had that very file of the host\n\
          mapped (by inode, from /proc/self/maps) and that the result was right. `forced, runs` and `forced, fails`:\n\
-         a symbol is missing that is looked for only when it is called, so that only `--mpi=host` accepts it.\n\n",
+         a symbol is missing that is looked for only when it is called, so that only `--mpi=host` accepts it. `fails by\n\
+         hand`: with LD_LIBRARY_PATH set to that MPI, and no checks, it does not run, or not on that MPI.\n\n",
     );
     let hosts = host_mpi::all();
     let _ = write!(table, "| image | program |");
@@ -296,6 +318,39 @@ fn a_script_and_a_shell_lead_to_the_program() {
         let outcome = host.launch(Who::User, 2, &arguments).run().good();
         let mpis = mapped(&outcome);
         assert!(mpis.iter().all(|(n, _)| *n == inode(&host.library)) && !mpis.is_empty(), "{outcome}");
+    }
+}
+
+/// mpi4py in a virtual environment of the image, started as users start it.
+#[test]
+fn mpi4py_runs_on_the_hosts_mpi() {
+    let hosts = host_mpi::all();
+    let image = host::image("bookworm-python");
+    let dir = directory("/tmp");
+    let script = dir.path().join("solver.py");
+    let source = "#!/usr/bin/env -S /opt/venv/bin/python3\n\
+        from mpi4py import MPI\n\
+        world = MPI.COMM_WORLD\n\
+        total = world.allreduce(world.rank)\n\
+        if world.rank == 0:\n\
+        \x20   for line in {' '.join(l.split()[3:]) for l in open('/proc/self/maps') if '/libmpi.so' in l}:\n\
+        \x20       print('maps:', line)\n\
+        \x20   print('sum', total, 'of', world.size)\n";
+    fs::write(&script, source).unwrap();
+    std::process::Command::new("chmod").arg("755").arg(&script).status().unwrap();
+    for who in everyone() {
+        for host in hosts.iter().filter(|h| h.family == "openmpi") {
+            for command in [vec!["/opt/venv/bin/python3", text(&script)], vec![text(&script)]] {
+                let arguments: Vec<&str> = ["--mpi=host", text(&image)].into_iter().chain(command).collect();
+                let outcome = host.launch(*who, 3, &arguments).run().good();
+                assert!(outcome.out().contains("sum 3 of 3"), "{outcome}");
+                let mpis = mapped(&outcome);
+                assert!(
+                    mpis.iter().all(|(n, _)| *n == inode(&host.library)) && !mpis.is_empty(),
+                    "{outcome}"
+                );
+            }
+        }
     }
 }
 

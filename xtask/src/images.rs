@@ -4,8 +4,10 @@ use crate::apt::Apt;
 use crate::cache::{Builder, Cache};
 use crate::layout::{Layout, link_to};
 use crate::recipe::{self, Content, Examples, Mpi, Recipe, Suite};
-use crate::{rootfs, run, toolchain};
+use crate::{rootfs, run, toolchain, wheel};
 use anyhow::{Context, Result};
+use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
@@ -116,10 +118,24 @@ impl Workshop<'_> {
             run::output(Command::new("cp").args(["-a", "--reflink=auto"]).arg(base).arg(path))?;
             let to = path.join("opt/examples");
             run::output(Command::new("cp").args(["-rT"]).arg(programs).arg(to))?;
+            if recipe.content == Content::Python {
+                self.virtual_environment(&path.join("opt/venv"))?;
+            }
             run::output(Command::new("chmod").args(["-R", "a+rX"]).arg(path))?;
             eprintln!("    made {}", recipe.name);
             Ok(())
         })
+    }
+
+    /// As `python3 -m venv` and pip lay it out (PEP 405), without running the image's Python.
+    fn virtual_environment(&self, path: &Path) -> Result<()> {
+        let (version, python) = recipe::MPI4PY;
+        let site = path.join(format!("lib/python{python}/site-packages"));
+        fs::create_dir_all(path.join("bin"))?;
+        symlink("/usr/bin/python3", path.join("bin/python3"))?;
+        fs::write(path.join("pyvenv.cfg"), "home = /usr/bin\ninclude-system-site-packages = false\n")?;
+        let of = ["--python-version", python, "--implementation", "cp"];
+        wheel::unpack("mpi4py", version, &of, &site, &self.log)
     }
 
     fn squashfs(&self, image: &Wanted, root: &Path) -> Result<PathBuf> {
@@ -147,9 +163,10 @@ impl Workshop<'_> {
         let packages = self.suite.toolchain();
         let kind = match content {
             Content::Mpi(mpi) => mpi.name(),
+            Content::Python => Mpi::OpenMpi.name(),
             Content::Libc => "libc",
         };
-        let key = recipe::key((self.suite, &packages, content, self.examples));
+        let key = recipe::key((self.suite, &packages, kind, self.examples));
         self.builder.ensure("parts", &format!("{}-{kind}-programs-{key}", self.suite.name), |path| {
             let tools = self.root(&format!("{}-compilers", self.suite.name), &packages)?;
             toolchain::compile(&tools, self.examples, content, path, &self.log)

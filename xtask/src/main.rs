@@ -14,6 +14,7 @@ mod setup;
 mod test;
 mod toolchain;
 mod user;
+mod wheel;
 
 use clap::{Parser, Subcommand};
 use layout::Layout;

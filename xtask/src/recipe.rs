@@ -47,6 +47,8 @@ impl Mpi {
 pub enum Content {
     /// An MPI's run-time libraries, a shell, the usual small tools, and the examples.
     Mpi(Mpi),
+    /// The same with Open MPI, and Python with mpi4py in a virtual environment.
+    Python,
     /// The C library and two programs that need no more. No shell.
     Libc,
 }
@@ -62,13 +64,14 @@ pub struct Recipe {
     pub content: Content,
 }
 
-static RECIPES: [Recipe; 7] = [
+static RECIPES: [Recipe; 8] = [
     Recipe { name: "bullseye-openmpi", suite: &BULLSEYE, content: Content::Mpi(Mpi::OpenMpi) },
     Recipe { name: "bullseye-mpich", suite: &BULLSEYE, content: Content::Mpi(Mpi::Mpich) },
     Recipe { name: "bookworm-openmpi", suite: &BOOKWORM, content: Content::Mpi(Mpi::OpenMpi) },
     Recipe { name: "bookworm-mpich", suite: &BOOKWORM, content: Content::Mpi(Mpi::Mpich) },
     Recipe { name: "trixie-openmpi", suite: &TRIXIE, content: Content::Mpi(Mpi::OpenMpi) },
     Recipe { name: "trixie-mpich", suite: &TRIXIE, content: Content::Mpi(Mpi::Mpich) },
+    Recipe { name: "bookworm-python", suite: &BOOKWORM, content: Content::Python },
     Recipe { name: "libc", suite: &BOOKWORM, content: Content::Libc },
 ];
 
@@ -95,7 +98,11 @@ pub fn named(name: &str, host: Mpi) -> Result<&'static Recipe> {
 impl Recipe {
     /// The packages asked for; what they depend on comes along.
     pub fn packages(&self) -> Vec<&'static str> {
-        let Content::Mpi(mpi) = self.content else { return vec!["libc6"] };
+        let mpi = match self.content {
+            Content::Mpi(mpi) => mpi,
+            Content::Python => Mpi::OpenMpi,
+            Content::Libc => return vec!["libc6"],
+        };
         // As small as an image can be in which a user's scripts still run.
         let mut packages = vec!["base-files", "base-passwd", "libc-bin", "bash", "coreutils", "dash"];
         packages.extend(["grep", "procps", "sed", "libgfortran5", "libstdc++6"]);
@@ -105,10 +112,16 @@ impl Recipe {
             Mpi::OpenMpi => packages.extend([self.suite.openmpi, "openmpi-bin"]),
             Mpi::Mpich => packages.push("libmpich12"),
         }
+        if self.content == Content::Python {
+            packages.push("python3");
+        }
         packages.extend(self.suite.placeholders());
         packages
     }
 }
+
+/// mpi4py's wheel, and the Python that bookworm has.
+pub const MPI4PY: (&str, &str) = ("4.1.2", "3.11");
 
 impl Suite {
     /// The packages with which the examples are compiled for either MPI.
@@ -153,7 +166,7 @@ impl Examples {
 /// one rebuild of the images then.
 pub fn key(parts: impl Hash) -> String {
     let mut hasher = DefaultHasher::new();
-    (VERSION, std::env::consts::ARCH, parts).hash(&mut hasher);
+    (VERSION, MPI4PY, std::env::consts::ARCH, parts).hash(&mut hasher);
     format!("{:016x}", hasher.finish())
 }
 

@@ -33,6 +33,7 @@ pub fn compile(toolchain: &Path, examples: &Examples, content: Content, to: &Pat
 fn compile_lines(name: &str, text: &str, content: Content) -> Vec<String> {
     let Some((stem, ending)) = name.rsplit_once('.') else { return Vec::new() };
     let c = "-std=gnu11 -O2 -Wall -Werror";
+    let content = if content == Content::Python { Content::Mpi(Mpi::OpenMpi) } else { content };
     let needs_mpi = ending != "c" || text.contains("#include <mpi.h>");
     match content {
         Content::Mpi(mpi) if needs_mpi && ending == "c" => {
