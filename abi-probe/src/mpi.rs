@@ -10,7 +10,7 @@ use std::rc::Rc;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
-use crate::linkmap::LinkMap;
+use crate::linkmap::{LinkMap, Linked};
 use crate::prober::{Probed, Prober};
 use crate::symbols::Symbols;
 
@@ -172,20 +172,19 @@ pub fn in_map(prober: &Prober, map: &LinkMap, detail: Detail) -> Result<Option<M
 /// ambiguous from the variables that the program wants of it.
 pub fn wanted(prober: &Prober, map: &LinkMap) -> Result<Option<(String, Abi)>> {
     let opened = map.opened.iter().flat_map(|o| o.objects.iter().map(|o| &o.linked));
-    for linked in map.objects.iter().chain(opened).filter(|o| o.file.is_none() && is_candidate(&o.name)) {
-        let generation = linked.name.rsplit('.').next().and_then(|n| n.parse().ok());
-        if linked.name.starts_with("libmpi_abi.") {
-            return Ok(Some((linked.name.clone(), Abi::Standard)));
-        }
-        let by = linked.needed_by.and_then(|i| map.objects.get(i)?.file.as_ref()).or(map.main.as_ref());
-        let references = by.map(|file| prober.references(file)).transpose()?.unwrap_or_default();
-        // Handles of Open MPI are addresses of its variables; MPICH's are numbers.
-        let is_open_mpi = generation.is_some_and(|g: u32| g >= 20)
-            || references.iter().any(|r| r.name.starts_with("ompi_mpi_"));
-        let abi = if is_open_mpi { Abi::OpenMpi(generation) } else { Abi::Mpich };
-        return Ok(Some((linked.name.clone(), abi)));
+    let missing = |o: &&Linked| o.file.is_none() && is_candidate(&o.name);
+    let Some(linked) = map.objects.iter().chain(opened).find(missing) else { return Ok(None) };
+    let generation = linked.name.rsplit('.').next().and_then(|n| n.parse().ok());
+    if linked.name.starts_with("libmpi_abi.") {
+        return Ok(Some((linked.name.clone(), Abi::Standard)));
     }
-    Ok(None)
+    let by = linked.needed_by.and_then(|i| map.objects.get(i)?.file.as_ref()).or(map.main.as_ref());
+    let references = by.map(|file| prober.references(file)).transpose()?.unwrap_or_default();
+    // Handles of Open MPI are addresses of its variables; MPICH's are numbers.
+    let is_open_mpi = generation.is_some_and(|g: u32| g >= 20)
+        || references.iter().any(|r| r.name.starts_with("ompi_mpi_"));
+    let abi = if is_open_mpi { Abi::OpenMpi(generation) } else { Abi::Mpich };
+    Ok(Some((linked.name.clone(), abi)))
 }
 
 /// The MPI that a program was linked with statically: from constants that no other program has.

@@ -6,7 +6,7 @@ use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use abi_probe::linkmap::{Circumstances, LinkMap, Outcome};
+use abi_probe::linkmap::{Circumstances, LinkMap, Outcome, Unrunnable};
 use abi_probe::mpi::{self, Detail, Mpi};
 use abi_probe::prober::Prober;
 use abi_probe::rootfs::{Entry, View};
@@ -59,26 +59,27 @@ impl Started<'_> {
         command: Entry,
         how: &Circumstances,
         detail: Detail,
-    ) -> abi_probe::Result<Result<Looked, abi_probe::linkmap::Unrunnable>> {
+    ) -> abi_probe::Result<Result<Looked, Unrunnable>> {
         let named: Vec<String> = self.mpi_library.iter().map(|p| p.display().to_string()).collect();
-        let (mut looked, first) = match self.one(prober, self.command, command, how, (&named, detail))? {
+        let id = command.id;
+        let mut looked = match self.one(prober, self.command, command, how, (&named, detail))? {
             Ok(found) => found,
             Err(why) => return Ok(Err(why)),
         };
         if let Some(name) = self.behind_env(&looked.map)
             && let Ok((path, entry)) = find_program(self.view, OsStr::new(&name), self.workdir, self.environ)
-            && let Ok((found, _)) = self.one(prober, &path, entry, how, (&named, detail))?
+            && let Ok(found) = self.one(prober, &path, entry, how, (&named, detail))?
         {
             looked = found;
         }
         let is_known = looked.mpi.is_some() || self.mpi_library.is_some();
         if !is_known && mpi::wanted(prober, &looked.map)?.is_none() {
-            self.look_further(prober, how, detail, &first, &mut looked)?;
+            self.look_further(prober, how, detail, id, &mut looked)?;
         }
         Ok(Ok(looked))
     }
 
-    /// One program, with what it opens if it is Python; and the file that it is.
+    /// One program, with what it opens if it is Python.
     fn one(
         &self,
         prober: &Prober,
@@ -86,7 +87,7 @@ impl Started<'_> {
         entry: Entry,
         how: &Circumstances,
         (named, detail): (&[String], Detail),
-    ) -> abi_probe::Result<Result<(Looked, (u64, u64)), abi_probe::linkmap::Unrunnable>> {
+    ) -> abi_probe::Result<Result<Looked, Unrunnable>> {
         let mut opens = named.to_vec();
         let mut map = match self.program(prober, &entry, how, &opens)? {
             Ok(map) => map,
@@ -99,8 +100,7 @@ impl Started<'_> {
             }
         }
         let mpi = mpi::in_map(prober, &map, detail)?;
-        let id = entry.id;
-        Ok(Ok((Looked { entry, map, mpi, opens, remark: None }, id)))
+        Ok(Ok(Looked { entry, map, mpi, opens, remark: None }))
     }
 
     fn program(
@@ -130,7 +130,7 @@ impl Started<'_> {
         prober: &Prober,
         how: &Circumstances,
         detail: Detail,
-        command: &(u64, u64),
+        command: (u64, u64),
         looked: &mut Looked,
     ) -> abi_probe::Result<()> {
         let mut words: Vec<String> = Vec::new();
@@ -152,10 +152,10 @@ impl Started<'_> {
             else {
                 continue;
             };
-            if entry.id == *command {
+            if entry.id == command {
                 continue;
             }
-            let Ok((mut found, _)) = self.one(prober, &path, entry, how, (&[], detail))? else { continue };
+            let Ok(mut found) = self.one(prober, &path, entry, how, (&[], detail))? else { continue };
             if found.mpi.is_some() || mpi::wanted(prober, &found.map)?.is_some() {
                 found.remark = Some(format!(
                     "{} links no MPI; {word}, which it names, does, and is taken for the program",

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use hpc_launch_tests::host::{self, Who, everyone};
 use hpc_launch_tests::host_mpi::{self, HostMpi, inode, mapped, mapped_libc};
@@ -26,6 +27,13 @@ const PROGRAMS: [(&str, &str); 5] = [
     ("ring_f08", "mpi_f08"),
     ("ring_cxx", "C++"),
 ];
+
+/// Runs a shell script that builds something in a directory.
+#[track_caller]
+fn build(directory: &Path, script: &str) {
+    let output = Command::new("sh").args(["-euc", script]).current_dir(directory).output().expect("a shell");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
 
 fn text(path: &Path) -> &str {
     path.to_str().expect("UTF-8")
@@ -191,7 +199,8 @@ fn runs_on_host(host: &HostMpi, who: Who, image: &str, host_libc: bool) -> Outco
         assert_eq!(*number, inode(&host.library), "{path}\n{outcome}");
     }
     let libcs: std::collections::BTreeSet<u64> = mapped_libc(&outcome).iter().map(|(n, _)| *n).collect();
-    let ours = fs::canonicalize(format!("/lib/{}-linux-gnu/libc.so.6", std::env::consts::ARCH)).unwrap();
+    let ours = fs::canonicalize(format!("/lib/{}-linux-gnu/libc.so.6", std::env::consts::ARCH))
+        .expect("this host has a C library");
     assert_eq!(libcs.len(), 1, "one C library: {outcome}");
     assert_eq!(libcs.contains(&inode(&ours)), host_libc, "{outcome}");
     outcome
@@ -237,19 +246,17 @@ fn an_image_without_any_mpi_runs_mpi_programs() {
 fn with_own_mpi(flags: &str) -> (tempfile::TempDir, String) {
     let dir = directory("/var/tmp");
     let lib = dir.path().join("lib");
-    fs::create_dir(&lib).unwrap();
+    fs::create_dir(&lib).expect("a directory");
     let donor = host::image("bookworm-openmpi").join(format!("usr/lib/{}-linux-gnu", std::env::consts::ARCH));
     for name in ["libmpi.so.40", "libopen-rte.so.40", "libopen-pal.so.40"] {
-        fs::copy(donor.join(name), lib.join(name)).unwrap();
+        fs::copy(donor.join(name), lib.join(name)).expect("a copy");
     }
     let source = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/whose.c");
     let script = format!(
         "gcc $(mpicc.openmpi --showme:compile) {source} -o whose -L lib -l:libmpi.so.40 {flags} \
          -Wl,--allow-shlib-undefined"
     );
-    let output =
-        std::process::Command::new("sh").args(["-euc", &script]).current_dir(dir.path()).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    build(dir.path(), &script);
     let bind = format!("{}:/opt/app:ro", dir.path().display());
     (dir, bind)
 }
@@ -308,7 +315,7 @@ fn a_script_and_a_shell_lead_to_the_program() {
     let dir = directory("/tmp");
     let script = dir.path().join("run.sh");
     fs::write(&script, "#!/bin/sh\n# starts it\nexec /opt/examples/whose \"$@\"\n").unwrap();
-    std::process::Command::new("chmod").arg("755").arg(&script).status().unwrap();
+    Command::new("chmod").arg("755").arg(&script).status().unwrap();
     for command in [
         vec![text(&script)],
         vec!["sh", "-c", "exec /opt/examples/whose"],
@@ -337,7 +344,7 @@ fn mpi4py_runs_on_the_hosts_mpi() {
         \x20       print('maps:', line)\n\
         \x20   print('sum', total, 'of', world.size)\n";
     fs::write(&script, source).unwrap();
-    std::process::Command::new("chmod").arg("755").arg(&script).status().unwrap();
+    Command::new("chmod").arg("755").arg(&script).status().unwrap();
     for who in everyone() {
         for host in hosts.iter().filter(|h| h.family == "openmpi") {
             for command in [vec!["/opt/venv/bin/python3", text(&script)], vec![text(&script)]] {
@@ -404,9 +411,7 @@ fn wrong_pairs_are_refused_with_the_evidence_and_a_cure() {
         echo 'int MPI_Init(void); int main(void) { return MPI_Init(); }' |
           musl-gcc -xc - -xnone -o bin/solver lib/libmpi.so.40
         cp -L /lib/ld-musl-*.so.1 lib/";
-    let output =
-        std::process::Command::new("sh").args(["-euc", script]).current_dir(musl.root()).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    build(&musl.root(), script);
     refused(
         &["--launcher=openmpi", "--mpi=host"],
         &musl.root(),
@@ -456,9 +461,7 @@ fn the_same_soname_of_another_family_is_told_apart() {
              gcc -xc - -shared -fPIC -o lib/libmpi.so.12 -Wl,-soname,libmpi.so.12
          echo 'extern struct c { int a; } ompi_mpi_comm_world; int MPI_Init(void);
            int main(void) { return MPI_Init() + ompi_mpi_comm_world.a; }' | gcc -xc - -xnone -o bin/p lib/libmpi.so.12";
-    let output =
-        std::process::Command::new("sh").args(["-euc", script]).current_dir(image.root()).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    build(&image.root(), script);
     let mpich = &host_mpi::all()[3];
     refused(
         &["--launcher=hydra", "--mpi=host", "--host-mpi", text(&mpich.library)],
@@ -485,9 +488,7 @@ fn a_program_with_its_mpi_inside_is_told_so() {
          gcc -I$(dirname $lib | sed s/lib/include/)/mpich {source} -o hello $lib -l:libucp.so.0 -l:libucs.so.0 \
              -l:libhwloc.so.15 -lm -lpthread -lrt"
     );
-    let output =
-        std::process::Command::new("sh").args(["-euc", &script]).current_dir(dir.path()).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    build(dir.path(), &script);
     let bind = format!("{}:/opt/app:ro", dir.path().display());
     let image = host::image("bookworm-mpich");
     refused(
@@ -519,9 +520,7 @@ fn who_insists_on_the_hosts_mpi_is_told_what_is_missing() {
          echo 'int MPI_Init(void*,void*); int MPI_Finalize(void); int call(void);
            int main(int c, char **v) { MPI_Init(0, 0); if (c > 1) call(); return MPI_Finalize(); }' |
              gcc -xc - -xnone -o bin/p -l:libmpi.so.40 lib/libglue.so -Wl,-z,lazy -Wl,--allow-shlib-undefined";
-    let output =
-        std::process::Command::new("sh").args(["-euc", script]).current_dir(image.root()).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    build(&image.root(), script);
     // Missing in the image too: no fault of the host's MPI, and no obstacle.
     let host = &host_mpi::all()[0];
     let told = predicted(host, Who::User, &image.root(), &[], &["/bin/p"]);
@@ -564,9 +563,7 @@ fn a_decision_is_kept_until_a_file_changes() {
     image.file(format!("{triple}/libmpi.so.40"), fs::read(donor.join("libmpi.so.40")).unwrap());
     let script = "echo 'int MPI_Init(void*,void*); int main(void) { return MPI_Init == 0; }' |
         gcc -xc - -xnone -o bin/p -Wl,--no-as-needed -l:libmpi.so.40";
-    let output =
-        std::process::Command::new("sh").args(["-euc", script]).current_dir(image.root()).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    build(&image.root(), script);
     let kept = tempfile::tempdir_in("/var/tmp").unwrap();
     let root = image.root();
     // Reads of ELF files by the launcher itself: before the program is executed.

@@ -153,7 +153,12 @@ impl<'a> Planner<'a> {
                         format!("{what} ({origin})"),
                         "choose another place inside: --bind SRC:DST",
                     )),
-                    Weight::Required | Weight::Injected => Err(self.bad_layout(&what)),
+                    Weight::Required => Err(self.bad_layout(&what)),
+                    Weight::Injected => Err(Error::new(
+                        Code::ImageLayout,
+                        format!("in the image {}: for the host's MPI, {what}", self.image.given.display()),
+                        "repair the image, or keep the host's MPI out with --mpi=image",
+                    )),
                     Weight::IfPossible => {
                         self.notes.push(what);
                         Ok(())

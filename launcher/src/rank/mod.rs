@@ -1,6 +1,7 @@
 //! A rank's journey: request → image → job → sandbox (built or joined) → verdict → exec.
 
-use std::cell::RefCell;
+mod decide;
+
 use std::ffi::{CString, OsStr, OsString};
 use std::hash::Hash;
 use std::os::fd::OwnedFd;
@@ -9,22 +10,21 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use abi_probe::ldso::Cpu;
 use abi_probe::mpi::Detail;
 use abi_probe::prober::Prober;
-use abi_probe::rootfs::{Entry, Kind as FileKind, Record, View};
+use abi_probe::rootfs::{Kind as FileKind, View};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
-use crate::cache::{Cache, Kept, Roots};
+use self::decide::Asked;
 use crate::check::{self, Judged, Links, Report};
 use crate::config::Config;
 use crate::environ::Environ;
 use crate::error::{Code, Error, Result, in_image};
-use crate::host::mpi::{Surroundings, TREES};
+use crate::host::mpi::Surroundings;
 use crate::image::environment::ImageEnvironment;
 use crate::image::{Image, Kind, open_path};
-use crate::inject::{self, Case, Decision};
+use crate::inject::Decision;
 use crate::job::keeper;
 use crate::job::meeting::{Lock, Meeting, meet};
 use crate::job::siblings::{self, Found};
@@ -34,7 +34,6 @@ use crate::plan::environment::Injected;
 use crate::plan::make::Planner;
 use crate::plan::sources::{self, Facts, Sources};
 use crate::plan::{MpiVerdict, Plan, Step, VERSION, environment};
-use crate::program::Started;
 use crate::sandbox::build::Building;
 use crate::sandbox::calls::user_overlays;
 use crate::sandbox::namespace;
@@ -312,77 +311,6 @@ impl Request {
         Ok(Drafted { plan, sources, building, view, noted, environ, program: id, decision })
     }
 
-    /// Whose MPI: as it was decided before, or anew. Who wants to know the reasons gets them anew.
-    fn decide(
-        &self,
-        mut asked: Asked,
-        program: Entry,
-        (path, workdir, environ): (&Path, &Path, &Environ),
-        detail: Detail,
-    ) -> Result<Decision> {
-        let case = |view, host| Case {
-            started: self.started(view, path, workdir, environ),
-            config: &self.config,
-            job: self.job.as_ref(),
-            outside: &self.environ,
-            around: &asked.entered.around,
-            host,
-            private: asked.planner.private(),
-        };
-        let uid = nix::unistd::geteuid().as_raw();
-        let directory = self.config.decisions_directory(uid).filter(|_| detail == Detail::Quick);
-        let Some(cache) = directory.and_then(|path| Cache::open(&path, uid)) else {
-            return inject::decide(&case(asked.planner.view(), &asked.host), program, detail);
-        };
-        let name = self.decision_name(&asked, &program, (path, workdir, environ));
-        let opened = asked.planner.view().root().and_then(|image| Ok((image, asked.host.root()?)));
-        let (image, host) = opened.map_err(in_image(&asked.image.given))?;
-        let roots = Roots { image: &image, host: &host, tmp: asked.sources.tmp.as_deref() };
-        if let Some(Kept { verdict, injection, remarks }) = cache.find(&name, asked.image, &roots) {
-            return Ok(Decision { verdict, injection, remarks, program, mixed: None });
-        }
-        let record = Rc::new(RefCell::new(Record::default()));
-        let mut view = asked.planner.view().fork();
-        view.record(&record);
-        asked.host.record(&record);
-        let command = view.find(&program.path).ok().flatten().unwrap_or(program);
-        let decision = inject::decide(&case(&view, &asked.host), command, detail)?;
-        // Programs without MPI are judged faster than looked up.
-        if !matches!(decision.verdict, MpiVerdict::NoneSeen) {
-            let Decision { verdict, injection, remarks, .. } = &decision;
-            let (verdict, injection, remarks) = (verdict.clone(), injection.clone(), remarks.clone());
-            cache.keep(&name, asked.image, &record, &Kept { verdict, injection, remarks });
-        }
-        Ok(decision)
-    }
-
-    /// Everything that a decision depends on but for the contents of files.
-    fn decision_name(
-        &self,
-        asked: &Asked,
-        program: &Entry,
-        (path, workdir, environ): (&Path, &Path, &Environ),
-    ) -> String {
-        let config = &self.config;
-        let named: Vec<_> = config.host_mpis.iter().map(|m| &m.value).collect();
-        let inside = ["LD_LIBRARY_PATH", "LD_PRELOAD", "PATH", "PYTHONPATH", "HOME"];
-        let outside = TREES.iter().chain(&["LD_LIBRARY_PATH", "PATH"]);
-        let rank = self.job.as_ref().map(|job| {
-            let told = pmi_shim::fit::VARIABLES.map(|name| self.environ.get_os(name).is_some());
-            (job.rank.launcher.name(), job.rank.offers.name(), job.rank.size == Some(1), told)
-        });
-        let wanted = asked.sources.wanted.iter().map(|(want, _)| (&want.source, &want.at, want.read_only));
-        let settings = (config.mpi.value, &config.host_mpi.value, &config.mpi_library.value, named);
-        let image = (&asked.image.path, asked.image.id.0, asked.image.id.1);
-        let command = (path, workdir, &program.path, program.id, &self.command[1..]);
-        digest(&(
-            (image, command, settings, rank, &asked.entered.around.launcher),
-            inside.map(|name| environ.get_os(name)),
-            outside.map(|name| self.environ.get_os(name)).collect::<Vec<_>>(),
-            (wanted.collect::<Vec<_>>(), asked.planner.private(), Cpu::this().level),
-        ))
-    }
-
     /// Whether the program would run. To be called in a process that ends afterwards, as [`Request::plan`].
     pub fn check(&self) -> Report {
         let rank = self.job.as_ref().map(|job| &job.rank);
@@ -505,18 +433,6 @@ impl Request {
         environ
     }
 
-    fn started<'a>(
-        &'a self,
-        view: &'a View,
-        command: &'a Path,
-        workdir: &'a Path,
-        environ: &'a Environ,
-    ) -> Started<'a> {
-        let arguments = self.command.get(1..).unwrap_or_default();
-        let mpi_library = self.config.mpi_library.value.as_deref();
-        Started { view, command, workdir, environ, arguments, mpi_library }
-    }
-
     /// For a rank that joined, with every check.
     fn ready(&self, image: &Image, myself: &Myself, noted: &Noted, judged: &str) -> Result<Ready> {
         let view = View::open(Path::new("/")).map_err(in_image(&image.given))?;
@@ -577,15 +493,6 @@ struct Noted {
     image: ImageEnvironment,
     /// What the host's MPI needs there.
     injected: Option<Injected>,
-}
-
-/// What a decision is about.
-struct Asked<'a> {
-    image: &'a Image,
-    entered: &'a Entered,
-    planner: &'a Planner<'a>,
-    sources: &'a Sources,
-    host: View,
 }
 
 /// The host's root as it can be seen now.

@@ -1,0 +1,129 @@
+//! A rank's decision on whose MPI it gets: as it was made before, or anew.
+
+use std::cell::RefCell;
+use std::ffi::OsString;
+use std::path::Path;
+use std::rc::Rc;
+
+use abi_probe::ldso::Cpu;
+use abi_probe::mpi::Detail;
+use abi_probe::rootfs::{Entry, Record, View};
+
+use super::{Entered, Request};
+use crate::cache::{Cache, Kept, Roots};
+use crate::environ::Environ;
+use crate::error::{Result, in_image};
+use crate::host::mpi::TREES;
+use crate::image::Image;
+use crate::inject::{self, Case, Decision};
+use crate::job::digest;
+use crate::plan::MpiVerdict;
+use crate::plan::make::Planner;
+use crate::plan::sources::Sources;
+use crate::program::Started;
+
+/// What a decision is about.
+pub(super) struct Asked<'a> {
+    /// The image.
+    pub(super) image: &'a Image,
+    /// What is known of the host outside.
+    pub(super) entered: &'a Entered,
+    /// The sandbox, as far as it is planned.
+    pub(super) planner: &'a Planner<'a>,
+    /// What of the host it shows.
+    pub(super) sources: &'a Sources,
+    /// The host's root.
+    pub(super) host: View,
+}
+
+impl Request {
+    /// Whose MPI: as it was decided before, or anew. Who wants to know the reasons gets them anew.
+    pub(super) fn decide(
+        &self,
+        mut asked: Asked,
+        program: Entry,
+        (path, workdir, environ): (&Path, &Path, &Environ),
+        detail: Detail,
+    ) -> Result<Decision> {
+        let case = |view, host| Case {
+            started: self.started(view, path, workdir, environ),
+            config: &self.config,
+            job: self.job.as_ref(),
+            outside: &self.environ,
+            around: &asked.entered.around,
+            host,
+            private: asked.planner.private(),
+        };
+        let uid = nix::unistd::geteuid().as_raw();
+        let directory = self.config.decisions_directory(uid).filter(|_| detail == Detail::Quick);
+        let Some(cache) = directory.and_then(|path| Cache::open(&path, uid)) else {
+            return inject::decide(&case(asked.planner.view(), &asked.host), program, detail);
+        };
+        // Where the command links its MPI itself, its arguments do not matter.
+        let names = [&[][..], self.command.get(1..).unwrap_or_default()]
+            .map(|arguments| self.decision_name(&asked, &program, (path, workdir, environ), arguments));
+        let opened = asked.planner.view().root().and_then(|image| Ok((image, asked.host.root()?)));
+        let (image, host) = opened.map_err(in_image(&asked.image.given))?;
+        let roots = Roots { image: &image, host: &host, tmp: asked.sources.tmp.as_deref() };
+        let kept = names.iter().find_map(|name| cache.find(name, asked.image, &roots));
+        if let Some(Kept { verdict, injection, remarks }) = kept {
+            return Ok(Decision { verdict, injection, remarks, program, mixed: None });
+        }
+        let record = Rc::new(RefCell::new(Record::default()));
+        let mut view = asked.planner.view().fork();
+        view.record(&record);
+        asked.host.record(&record);
+        let id = program.id;
+        let command = view.find(&program.path).ok().flatten().unwrap_or(program);
+        let decision = inject::decide(&case(&view, &asked.host), command, detail)?;
+        // Programs without MPI are judged faster than looked up.
+        if !matches!(decision.verdict, MpiVerdict::NoneSeen) {
+            let Decision { verdict, injection, remarks, .. } = &decision;
+            let (verdict, injection, remarks) = (verdict.clone(), injection.clone(), remarks.clone());
+            let name = &names[usize::from(decision.program.id != id)];
+            cache.keep(name, asked.image, &record, &Kept { verdict, injection, remarks });
+        }
+        Ok(decision)
+    }
+
+    /// Everything that a decision depends on but for the contents of files.
+    fn decision_name(
+        &self,
+        asked: &Asked,
+        program: &Entry,
+        (path, workdir, environ): (&Path, &Path, &Environ),
+        arguments: &[OsString],
+    ) -> String {
+        let config = &self.config;
+        let named: Vec<_> = config.host_mpis.iter().map(|m| &m.value).collect();
+        let inside = ["LD_LIBRARY_PATH", "LD_PRELOAD", "PATH", "PYTHONPATH", "HOME"];
+        let outside = TREES.iter().chain(&["LD_LIBRARY_PATH", "PATH"]);
+        let rank = self.job.as_ref().map(|job| {
+            let told = pmi_shim::fit::VARIABLES.map(|name| self.environ.get_os(name).is_some());
+            (job.rank.launcher.name(), job.rank.offers.name(), job.rank.size == Some(1), told)
+        });
+        let wanted = asked.sources.wanted.iter().map(|(want, _)| (&want.source, &want.at, want.read_only));
+        let settings = (config.mpi.value, &config.host_mpi.value, &config.mpi_library.value, named);
+        let image = (&asked.image.path, asked.image.id.0, asked.image.id.1);
+        let command = (path, workdir, &program.path, program.id, arguments);
+        digest(&(
+            (image, command, settings, rank, &asked.entered.around.launcher),
+            inside.map(|name| environ.get_os(name)),
+            outside.map(|name| self.environ.get_os(name)).collect::<Vec<_>>(),
+            (wanted.collect::<Vec<_>>(), asked.planner.private(), Cpu::this().level),
+        ))
+    }
+
+    /// The command, as it will be started.
+    pub(super) fn started<'a>(
+        &'a self,
+        view: &'a View,
+        command: &'a Path,
+        workdir: &'a Path,
+        environ: &'a Environ,
+    ) -> Started<'a> {
+        let arguments = self.command.get(1..).unwrap_or_default();
+        let mpi_library = self.config.mpi_library.value.as_deref();
+        Started { view, command, workdir, environ, arguments, mpi_library }
+    }
+}
