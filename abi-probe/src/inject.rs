@@ -535,7 +535,8 @@ impl Attempt<'_> {
                 Obstacle::Version { needed_by, .. } => *needed_by == shown,
                 _ => false,
             };
-            if found.iter().any(fails) {
+            let failing: Vec<bool> = found.iter().filter(|o| fails(o)).map(Obstacle::is_latent).collect();
+            if !failing.is_empty() {
                 found.insert(
                     0,
                     Obstacle::NoPart {
@@ -543,6 +544,7 @@ impl Attempt<'_> {
                         what: role.name(),
                         needed_by,
                         host: self.installation.mpi.describe(),
+                        is_latent: failing.iter().all(|latent| *latent),
                     },
                 );
             } else if linked.file.is_some() {

@@ -84,13 +84,18 @@ pub enum Obstacle {
         needed_by: String,
         /// The host's MPI.
         host: String,
+        /// The image's lacks only what may never be called.
+        is_latent: bool,
     },
 }
 
 impl Obstacle {
     /// It matters only if something is called that may never be.
     pub fn is_latent(&self) -> bool {
-        matches!(self, Obstacle::Symbol(Unresolved { hard: false, .. }))
+        matches!(
+            self,
+            Obstacle::Symbol(Unresolved { hard: false, .. }) | Obstacle::NoPart { is_latent: true, .. }
+        )
     }
 
     /// Both sides, and the evidence.
@@ -133,9 +138,12 @@ impl Obstacle {
                 "{symbol} is {program} bytes in the program and {library} bytes in {object}: what lies behind it would be overwritten"
             ),
             Obstacle::Plugin { plugin, why } => format!("the host's plugin {plugin} would not load: {why}"),
-            Obstacle::NoPart { name, what, needed_by, host } => format!(
-                "{needed_by} needs {name} ({what}), the host's {host} comes without, and the image's own does not go with it"
-            ),
+            Obstacle::NoPart { name, what, needed_by, host, is_latent } => {
+                let fit = if *is_latent { "goes with it only in part" } else { "does not go with it" };
+                format!(
+                    "{needed_by} needs {name} ({what}), the host's {host} comes without, and the image's own {fit}"
+                )
+            }
         }
     }
 
@@ -150,6 +158,9 @@ impl Obstacle {
             }
             Obstacle::Libc { .. } => {
                 "use an image of a release as old as the host or newer, without changes to its C library"
+            }
+            Obstacle::NoPart { is_latent: true, .. } => {
+                "install these bindings of the host's MPI, or let --mpi=host run it all the same: it fails if what is missing is called"
             }
             Obstacle::NoPart { .. } => {
                 "install these bindings of the host's MPI, choose another one with --host-mpi, or build the program without them"

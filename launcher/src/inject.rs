@@ -127,10 +127,9 @@ impl Case<'_> {
             }
         };
         let host = Prober::new(self.host);
-        let asked = self.config.host_mpi.value.is_some();
         let mut others = Vec::new();
         for candidate in candidates(&host, self.config, self.outside, self.around)? {
-            let Some(mpi) = identify(&host, &candidate, asked, Detail::Quick)? else { continue };
+            let Some(mpi) = identify(&host, &candidate, Detail::Quick)? else { continue };
             if mpi.abi != wanted.1 {
                 others.push((candidate, ""));
                 continue;
@@ -149,7 +148,7 @@ impl Case<'_> {
         if tried.why_not.is_empty() {
             let mut known = Vec::new();
             for (candidate, but) in &others {
-                if let Some(mpi) = identify(&host, candidate, asked, Detail::Version)? {
+                if let Some(mpi) = identify(&host, candidate, Detail::Version)? {
                     known.push(format!("{} ({}){but}", mpi.describe(), candidate.why));
                 }
             }

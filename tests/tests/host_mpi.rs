@@ -452,6 +452,46 @@ fn wrong_pairs_are_refused_with_the_evidence_and_a_cure() {
     let _ = (open_mpi, mpich_4);
 }
 
+/// A site names its MPIs; the first that fits is taken, and one that is not there is told with its place.
+#[test]
+fn the_configuration_names_mpis() {
+    let hosts = host_mpi::all();
+    let home = tempfile::tempdir_in("/tmp").expect("a directory");
+    let file = home.path().join(".config/hpc-launch/config.toml");
+    fs::create_dir_all(file.parent().expect("a parent")).expect("a directory");
+    let write = |library: &str| {
+        let text = format!(
+            "[[host_mpis]]\nname = 'fast'\nlibrary = '{library}'\n[[host_mpis]]\nname = 'other'\nlibrary = '{}'\n",
+            text(&hosts[3].library)
+        );
+        fs::write(&file, text).expect("written");
+        Command::new("chmod").args(["-R", "a+rX"]).arg(home.path()).status().expect("chmod");
+    };
+    let image = host::image("bookworm-openmpi");
+    let check = |options: &[&str]| {
+        let arguments = ["check", "--launcher=openmpi"].iter().chain(options).copied();
+        let arguments = arguments.chain([text(&image), "/opt/examples/whose"]);
+        Run::launch(Who::User, arguments).env("HOME", home.path()).run()
+    };
+    write(text(&hosts[0].library));
+    let outcome = check(&["--host-mpi=fast"]).good();
+    assert!(outcome.out().contains("with the host's Open MPI 4.1.4"), "{outcome}");
+    let outcome = check(&["--host-mpi=other", "--mpi=host"]);
+    assert_eq!(outcome.code(), Some(125), "{outcome}");
+    assert!(outcome.out().contains("MPICH 4.3.2"), "{outcome}");
+    write("/opt/none/libmpi.so.40");
+    let outcome = check(&[]);
+    assert_eq!(outcome.code(), Some(125), "{outcome}");
+    for part in [
+        "[host-mpi-missing] /opt/none/libmpi.so.40",
+        "host_mpis, \"fast\", in ",
+        "config.toml",
+        "no such file",
+    ] {
+        assert!(outcome.out().contains(part), "{part}: {outcome}");
+    }
+}
+
 /// `libmpi.so.12` is two families: here is Open MPI's, of 1.10, as far as its exports go.
 #[test]
 fn the_same_soname_of_another_family_is_told_apart() {

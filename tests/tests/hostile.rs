@@ -793,7 +793,8 @@ fn libraries_that_lie() {
         }
         for who in everyone() {
             for mode in ["image", "auto"] {
-                let arguments = [&format!("--mpi={mode}"), text(&image.root()), "hello"];
+                let (root, mode_option) = (image.root(), format!("--mpi={mode}"));
+                let arguments = [&mode_option, text(&root), "hello"];
                 let outcome = Run::hydra(*who, 2, arguments).limit(Duration::from_secs(30)).run();
                 // The host's MPI may well stand in for it.
                 assert!(outcome.code() != Some(0) || mode == "auto", "{name}: {outcome}");

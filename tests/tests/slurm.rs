@@ -7,6 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hpc_launch_tests::host::{self, Who, everyone, is_root, launcher};
+use hpc_launch_tests::host_mpi;
 use hpc_launch_tests::image::directory;
 use hpc_launch_tests::leaks::Host;
 use hpc_launch_tests::run::{Outcome, Run};
@@ -123,6 +124,26 @@ fn open_mpi_under_pmix() {
         }
     }
     bed.is_clean("Open MPI under srun --mpi=pmix");
+}
+
+/// Slurm's daemon has no MPI of its own: the host's is found by PATH and the loader's cache.
+#[test]
+fn the_hosts_mpi_under_srun() {
+    let Some(bed) = Bed::new() else { return };
+    for who in everyone() {
+        for (host, offer) in host_mpi::all().iter().zip(["pmix", "pmi2"]) {
+            for suite in SUITES {
+                let image = image(suite, host.family);
+                let run = bed.slurm.launch(*who, offer, RANKS, [&image, "/opt/examples/whose"]);
+                let outcome = run.run().good();
+                let mpis = host_mpi::mapped(&outcome);
+                assert!(!mpis.is_empty(), "{outcome}");
+                assert!(mpis.iter().all(|(n, _)| *n == host_mpi::inode(&host.library)), "{outcome}");
+                assert!(outcome.out().contains(&format!("rank {} of {RANKS}", RANKS - 1)), "{outcome}");
+            }
+        }
+    }
+    bed.is_clean("the host's MPI under srun");
 }
 
 /// Ranks that cannot hear srun would run as jobs of one, or hang: each node says so once.

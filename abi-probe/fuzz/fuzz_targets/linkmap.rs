@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use abi_probe::bind::bind;
+use abi_probe::bind::bind_all;
 use abi_probe::elf::Arch;
 use abi_probe::ldso::Cpu;
 use abi_probe::linkmap::{Circumstances, Scope};
@@ -24,6 +24,8 @@ struct Root {
     library_path: Option<Text>,
     preload: Option<Text>,
     musl: bool,
+    opens: [Option<Text>; 2],
+    global: u8,
 }
 
 fuzz_target!(|root: Root| {
@@ -48,14 +50,15 @@ fuzz_target!(|root: Root| {
     let view = View::open(dir.path()).expect("a view");
     let prober = Prober::new(&view);
     let (library_path, preload) = (root.library_path.map(|t| t.text()), root.preload.map(|t| t.text()));
+    let opens: Vec<String> = root.opens.into_iter().flatten().map(|t| t.text()).collect();
     let how = Circumstances {
         library_path: library_path.as_deref(),
         preload: preload.as_deref(),
         directory: Path::new("/"),
         cpu: Cpu { level: 4 },
         scope: Scope::Whole,
-        opens: &[],
-        global: 0,
+        opens: &opens,
+        global: usize::from(root.global),
     };
     let entry = view.find(Path::new("/program")).expect("found").expect("there");
     let map = match prober.program(&entry, &how) {
@@ -66,13 +69,14 @@ fuzz_target!(|root: Root| {
         },
     };
     // No file is mapped twice under one loader, but for what the kernel maps itself.
+    let opened = map.opened.iter().flat_map(|o| o.objects.iter().filter(|o| o.is_new).map(|o| &o.linked));
     let mut files: Vec<_> =
-        map.objects.iter().filter_map(|o| o.file.as_ref()).map(|f| f.path.clone()).collect();
+        map.objects.iter().chain(opened).filter_map(|o| o.file.as_ref()).map(|f| f.path.clone()).collect();
     files.retain(|path| path != Path::new(interp) && path != Path::new("/program"));
     let all = files.len();
     files.sort();
     files.dedup();
     assert_eq!(files.len(), all, "{map:?}");
     assert!(map.objects.iter().all(|o| o.file.as_ref().is_none_or(|f| f.object.arch == Arch::NATIVE)));
-    let _ = bind(&prober, &map);
+    let _ = bind_all(&prober, &map);
 });

@@ -50,6 +50,8 @@ pub struct Candidate {
     pub library: PathBuf,
     /// Why it is looked at.
     pub why: String,
+    /// Somebody named it: if it is none, that is an error.
+    pub must: bool,
 }
 
 /// What is known of the host outside, before namespaces were entered.
@@ -76,11 +78,11 @@ pub fn candidates(
 ) -> Result<Vec<Candidate>> {
     if let Some(asked) = &config.host_mpi.value {
         let library = named(config, asked)?;
-        return Ok(vec![Candidate { library, why: config.host_mpi.origin.to_string() }]);
+        return Ok(vec![Candidate { library, why: config.host_mpi.origin.to_string(), must: true }]);
     }
     let mut search = Search { host, seen: BTreeSet::new(), found: Vec::new() };
     for Sourced { value: Named { name, library }, origin } in &config.host_mpis {
-        search.library(library, &format!("{name} ({origin})"));
+        search.named(library, format!("host_mpis, {name:?}, in {origin}"));
     }
     if let Some(program) = &around.launcher {
         search.program(program, "the launcher's own");
@@ -132,7 +134,8 @@ fn named(config: &Config, asked: &str) -> Result<PathBuf> {
 }
 
 /// Identifies a candidate. One that was named by somebody must be an MPI; others are passed over.
-pub fn identify(host: &Prober, candidate: &Candidate, must: bool, detail: Detail) -> Result<Option<Mpi>> {
+pub fn identify(host: &Prober, candidate: &Candidate, detail: Detail) -> Result<Option<Mpi>> {
+    let must = candidate.must;
     let bad = |why: String| {
         Error::new(
             Code::HostMpiMissing,
@@ -163,11 +166,19 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
-    fn library(&mut self, library: &Path, why: &str) {
-        // What the configuration names is kept even if it is not there: that is an error to be told.
+    /// Kept even if it is not there: that is an error to be told.
+    fn named(&mut self, library: &Path, why: String) {
         let real = self.host.file(library, Arch::NATIVE).map_or(library.to_owned(), |f| f.path.clone());
         if self.seen.insert(real) {
-            self.found.push(Candidate { library: library.to_owned(), why: why.to_owned() });
+            self.found.push(Candidate { library: library.to_owned(), why, must: true });
+        }
+    }
+
+    fn library(&mut self, library: &Path, why: &str) {
+        if let Some(file) = self.host.file(library, Arch::NATIVE)
+            && self.seen.insert(file.path.clone())
+        {
+            self.found.push(Candidate { library: library.to_owned(), why: why.to_owned(), must: false });
         }
     }
 
