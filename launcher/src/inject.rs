@@ -53,6 +53,9 @@ pub struct Decision {
     pub mixed: Option<LinkMap>,
 }
 
+/// What a remark begins with that is said aloud.
+pub const WARNING: &str = "warning: ";
+
 /// Decides. The error holds every reason.
 pub fn decide(case: &Case, command: Entry, detail: Detail) -> Result<Decision> {
     let prober = Prober::new(case.started.view);
@@ -94,6 +97,17 @@ pub fn decide(case: &Case, command: Entry, detail: Detail) -> Result<Decision> {
             remarks.extend(tried.why_not.iter().map(|e| format!("the host's MPI is not used: {}", e.what)));
             Ok(Decision { verdict, injection: None, remarks, program: looked.entry, mixed: None })
         }
+        // The command only names that program, and may do something else with it.
+        Err(e) if looked.remark.is_some() => {
+            remarks.push(format!("{WARNING}if it starts that program: {}; {}", e.what, e.cure));
+            Ok(Decision {
+                verdict: MpiVerdict::NoneSeen,
+                injection: None,
+                remarks,
+                program: looked.entry,
+                mixed: None,
+            })
+        }
         Err(e) => {
             let mut all = vec![e];
             all.extend(tried.why_not);
@@ -117,7 +131,8 @@ impl Case<'_> {
         let wanted = match (&looked.mpi, &missing) {
             (Some(mpi), _) => (mpi.describe(), mpi.abi),
             (None, Some((name, abi))) => (format!("{name}, which the image lacks"), *abi),
-            // Statically linked: seen only when somebody insists.
+            // Statically linked? Looked for only when somebody insists: it means to search the whole program.
+            (None, None) if self.config.mpi.value != MpiMode::Host => return Ok(tried),
             (None, None) => {
                 let inside = mpi::inside(prober, &looked.map).map_err(&failed)?;
                 if inside.is_some() {

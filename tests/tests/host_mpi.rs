@@ -361,6 +361,20 @@ fn mpi4py_runs_on_the_hosts_mpi() {
     }
 }
 
+/// A command that only names a program may do something else with it: said, not refused.
+#[test]
+fn a_program_that_is_only_named_is_warned_of() {
+    let image = host::image("bookworm-openmpi");
+    for who in everyone() {
+        let arguments = [text(&image), "cat", "/opt/examples/whose"];
+        let outcome = Run::hydra(*who, 2, arguments).run();
+        assert_eq!(outcome.code(), Some(0), "{outcome}");
+        let err = outcome.err();
+        assert_eq!(err.matches("hpc-launch: warning: if it starts that program").count(), 1, "{err}");
+        assert!(err.contains("speaks only PMIx"), "{err}");
+    }
+}
+
 /// `check` in words: code, both sides, cure; quickly.
 #[track_caller]
 fn refused(options: &[&str], image: &Path, command: &[&str], parts: &[&str]) {

@@ -44,11 +44,12 @@ pub fn demo(layout: &Layout) -> Result<()> {
         }
     }
 
-    println!("\nFour ranks found each other inside {}, a Debian tree with its own MPI,", image.display());
-    println!("started by this machine's mpirun. To try next:");
+    println!("\nFour ranks found each other inside {}, a Debian tree, started by this", image.display());
+    println!("machine's mpirun and running on its MPI, which was proved to fit. To try next:");
     println!("  cd {}", stage.dir.display());
     println!("  {}", line("pingpong"));
     println!("  {}", line("cma"));
+    println!("  {} check -v --launcher openmpi {} /opt/examples/ring", launcher.display(), image.display());
     println!("  {} plan {} /opt/examples/ring", launcher.display(), image.display());
     println!("  cargo xtask images trixie-mpich     # an image of another release and MPI");
     println!("  cargo xtask test                    # everything");

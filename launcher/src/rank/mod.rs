@@ -24,7 +24,7 @@ use crate::error::{Code, Error, Result, in_image};
 use crate::host::mpi::Surroundings;
 use crate::image::environment::ImageEnvironment;
 use crate::image::{Image, Kind, open_path};
-use crate::inject::Decision;
+use crate::inject::{Decision, WARNING};
 use crate::job::keeper;
 use crate::job::meeting::{Lock, Meeting, meet};
 use crate::job::siblings::{self, Found};
@@ -445,7 +445,11 @@ impl Request {
             let prober = Prober::new(&view);
             let started = self.started(&view, &path, &workdir, &environ);
             let looked = verdict::look(&prober, &started, program, Detail::Quick)?;
-            verdict::own(&prober, &looked, &environ, self.job.as_ref(), self.config.mpi.value)?;
+            let own = verdict::own(&prober, &looked, &environ, self.job.as_ref(), self.config.mpi.value);
+            // A command that only names a program may do something else with it.
+            if looked.remark.is_none() {
+                own?;
+            }
             notes::judged(&digest);
         }
         Ok(Ready { workdir, program: path, environ })
@@ -457,7 +461,8 @@ impl Request {
             eprint!("{}", crate::report::text(plan));
             return;
         }
-        for note in plan.notes.iter().filter(|n| n.contains(": starting in ")) {
+        let is_said = |n: &&String| n.contains(": starting in ") || n.starts_with(WARNING);
+        for note in plan.notes.iter().filter(is_said) {
             eprintln!("hpc-launch: {note}");
         }
         match &plan.mpi {
