@@ -161,8 +161,10 @@ fn matrix() {
                 cells += 1;
                 let mut mark = String::new();
                 if cell.verdict != "inject" {
-                    let at = why.iter().position(|w| *w == cell.why).unwrap_or_else(|| {
-                        why.push(cell.why.clone());
+                    let lib = host.library.parent().expect("a directory");
+                    let reason = cell.why.replace(&format!("{}/", lib.display()), "");
+                    let at = why.iter().position(|w| *w == reason).unwrap_or_else(|| {
+                        why.push(reason.clone());
                         why.len() - 1
                     });
                     mark = format!(" [{}]", at + 1);

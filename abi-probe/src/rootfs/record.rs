@@ -117,3 +117,69 @@ impl Record {
         all
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rootfs::View;
+    use std::cell::RefCell;
+    use std::fs;
+    use std::os::unix::fs::symlink;
+    use std::rc::Rc;
+
+    /// A root, and what was recorded while these paths were looked at.
+    fn recorded(paths: &[&str]) -> (tempfile::TempDir, Record) {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("lib/sub")).unwrap();
+        fs::write(dir.path().join("lib/a.so.1"), "one").unwrap();
+        symlink("a.so.1", dir.path().join("lib/a.so")).unwrap();
+        let mut view = View::open(dir.path()).unwrap();
+        let record = Rc::new(RefCell::new(Record::default()));
+        view.record(&record);
+        for path in paths {
+            let _ = view.find(Path::new(path));
+        }
+        drop(view);
+        (dir, Rc::into_inner(record).unwrap().into_inner())
+    }
+
+    /// Which paths are another now.
+    fn changed(dir: &tempfile::TempDir, record: &Record) -> Vec<String> {
+        let root = View::open(dir.path()).unwrap().root().unwrap();
+        let mut again = Again::below(&root);
+        let differs = |((_, path), before): ((Side, PathBuf), Option<Stamp>)| {
+            (again.stamp(&path) != before).then(|| path.display().to_string())
+        };
+        record.entries().into_iter().filter_map(differs).collect()
+    }
+
+    #[test]
+    fn nothing_changes_by_itself() {
+        let (dir, record) = recorded(&["/lib/a.so", "/lib/none", "/no/where", "/", "/lib/sub"]);
+        let paths: Vec<String> = record.entries().keys().map(|(_, p)| p.display().to_string()).collect();
+        assert_eq!(paths, ["/", "/lib/a.so", "/lib/a.so.1", "/lib/none", "/lib/sub", "/no"]);
+        assert!(changed(&dir, &record).is_empty());
+    }
+
+    #[test]
+    fn bytes_links_and_new_names_are_noticed() {
+        let (dir, record) = recorded(&["/lib/a.so", "/lib/none", "/no/where"]);
+        fs::write(dir.path().join("lib/a.so.1"), "two").unwrap();
+        assert_eq!(changed(&dir, &record), ["/lib/a.so.1"]);
+        fs::write(dir.path().join("lib/none"), "").unwrap();
+        assert_eq!(changed(&dir, &record), ["/lib/a.so.1", "/lib/none"]);
+        fs::create_dir(dir.path().join("no")).unwrap();
+        fs::remove_file(dir.path().join("lib/a.so")).unwrap();
+        symlink("none", dir.path().join("lib/a.so")).unwrap();
+        assert_eq!(changed(&dir, &record), ["/lib/a.so", "/lib/a.so.1", "/lib/none", "/no"]);
+    }
+
+    #[test]
+    fn many_missing_names_are_their_directory() {
+        let (dir, record) = recorded(&["/lib/1", "/lib/2", "/lib/3", "/lib/4", "/lib/4/5"]);
+        let paths: Vec<_> = record.entries().into_keys().map(|(_, p)| p).collect();
+        assert_eq!(paths, [Path::new("/lib")]);
+        fs::write(dir.path().join("lib/3"), "").unwrap();
+        assert_eq!(changed(&dir, &record), ["/lib"]);
+    }
+}
