@@ -227,6 +227,21 @@ fn a_squashfs_image_gets_it_too() {
     }
 }
 
+/// Not even root writes to the host's files through what looks like the image's.
+#[test]
+fn what_is_injected_cannot_be_written_to() {
+    let host = &host_mpi::all()[0];
+    let image = host::image("bullseye-openmpi");
+    let script = "for d in /run/hpc-launch/host/* /usr/lib/*/openmpi /usr/lib/*/libmpi.so.40 /lib/*/libc.so.6; do
+            test -e $d || exit 3
+            if test -d $d; then : 2>/dev/null > $d/hpcl-test && echo written $d; else : 2>/dev/null >> $d && echo written $d; fi
+        done; echo tried; : /opt/examples/whose";
+    for who in everyone() {
+        let outcome = host.launch(*who, 1, &[text(&image), "bash", "-c", script]).run();
+        assert_eq!(outcome.out().trim(), "tried", "{outcome}");
+    }
+}
+
 /// An image with nothing but a C library, and a program from outside.
 #[test]
 fn an_image_without_any_mpi_runs_mpi_programs() {

@@ -93,7 +93,8 @@ impl<'a> Planner<'a> {
             let want = Want {
                 source: shown.source.clone(),
                 at: shown.at.clone(),
-                read_only: false,
+                // Root's writes to what looks like the image's would reach the host.
+                read_only: true,
                 why: shown.why.clone(),
                 weight: Weight::Injected,
             };
@@ -182,6 +183,7 @@ impl<'a> Planner<'a> {
             handle,
             point,
             directory: kind == Kind::Directory,
+            alone: want.weight == Weight::Injected,
         });
         Ok(())
     }
@@ -196,7 +198,7 @@ impl<'a> Planner<'a> {
     ) -> std::result::Result<Option<Target>, String> {
         match self.view.lookup(&want.at).map_err(|e| format!("inside, {e}"))? {
             Lookup::Exists(entry) => {
-                if entry.id == id && !want.read_only {
+                if entry.id == id && (!want.read_only || want.weight == Weight::Injected) {
                     return Ok(None);
                 }
                 if entry.path == Path::new("/") {

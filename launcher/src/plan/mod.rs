@@ -84,6 +84,9 @@ pub enum Step {
         /// Whether the mount point is a directory.
         #[serde(skip)]
         directory: bool,
+        /// What is mounted below the source is not needed.
+        #[serde(skip)]
+        alone: bool,
     },
     /// Links in a directory of the sandbox's own, by which libraries of the host are found.
     Links {

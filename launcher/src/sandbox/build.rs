@@ -216,23 +216,33 @@ impl Building {
                 // Made already, below the writable layer.
                 Step::Relay { by: Relay::Writable, .. } => {}
                 Step::Tmpfs { at, make, .. } => self.tmpfs(at, make, mark)?,
-                Step::Bind { at, read_only, handle, source, point, directory, .. } => {
+                Step::Bind { at, read_only, handle, source, point, directory, alone, .. } => {
                     // The image's own mount was attached before the plan was made, and is still there.
                     let target = match point {
                         Some(point) if !self.staged => Rc::clone(point),
                         _ => self.open(at)?,
                     };
-                    let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
                     let point = match directory {
                         true => mount_point(&target),
                         false => path_of(&target),
                     };
                     let held = sources.held(*handle).map(path_of);
-                    mount(Some(held.as_ref().unwrap_or(source)), &point, none(), flags, none()).map_err(
-                        |e| Error::step(format_args!("binding {} at {}", source.display(), at.display()), e),
-                    )?;
-                    if *read_only {
-                        self.read_only_below(at)?;
+                    let from = held.as_ref().unwrap_or(source);
+                    let bind = |flags| mount(Some(from), &point, none(), MsFlags::MS_BIND | flags, none());
+                    // What is mounted below cannot be left out in a user namespace (has_locked_children, EINVAL).
+                    let is_alone = *alone && bind(MsFlags::empty()).is_ok();
+                    if !is_alone {
+                        bind(MsFlags::MS_REC).map_err(|e| {
+                            Error::step(format_args!("binding {} at {}", source.display(), at.display()), e)
+                        })?;
+                    }
+                    match (*read_only, is_alone) {
+                        (false, _) => {}
+                        (true, true) => {
+                            let bound = self.open(at)?;
+                            remount(&bound, MsFlags::MS_RDONLY, "making a bind read-only")?;
+                        }
+                        (true, false) => self.read_only_below(at)?,
                     }
                 }
                 Step::Links { at, links } => {
