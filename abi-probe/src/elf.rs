@@ -390,7 +390,9 @@ impl Object {
     pub fn find_text<T>(&self, file: &File, mut pick: impl FnMut(&str) -> Option<T>) -> Option<T> {
         let mut segments: Vec<_> = self.layout.constants.clone();
         segments.sort_by_key(|(_, _, has_code)| *has_code);
-        let mut piece = vec![0; PIECE + OVERLAP];
+        // No more than is there: to fill a page with zeros costs as much as to read it.
+        let largest = segments.iter().map(|(_, size, _)| *size).max().unwrap_or(0);
+        let mut piece = vec![0; largest.min((PIECE + OVERLAP) as u64) as usize];
         for (start, size, _) in segments {
             let end = start.checked_add(size.min(MAX_WHOLE))?;
             let mut at = start;

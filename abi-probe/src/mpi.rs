@@ -187,9 +187,12 @@ pub fn wanted(prober: &Prober, map: &LinkMap) -> Result<Option<(String, Abi)>> {
     Ok(Some((linked.name.clone(), abi)))
 }
 
+/// No program with an MPI inside is smaller: MPI_Init alone pulls in megabytes.
+const SMALLEST: u64 = 256 << 10;
+
 /// The MPI that a program was linked with statically: from constants that no other program has.
 pub fn inside(prober: &Prober, map: &LinkMap) -> Result<Option<Mpi>> {
-    let Some(main) = &map.main else { return Ok(None) };
+    let Some(main) = map.main.as_ref().filter(|main| main.entry.size >= SMALLEST) else { return Ok(None) };
     let bytes = prober.open(main)?;
     let found = main.object.find_text(&bytes, |text| match text {
         // ompi/runtime/ompi_mpi_init.c, the name of a help text.

@@ -60,10 +60,15 @@ pub const WARNING: &str = "warning: ";
 pub fn decide(case: &Case, command: Entry, detail: Detail) -> Result<Decision> {
     let prober = Prober::new(case.started.view);
     let looked = verdict::look(&prober, &case.started, command, detail)?;
+    decide_on(case, &prober, looked)
+}
+
+/// The same for a program that was looked at.
+pub fn decide_on(case: &Case, prober: &Prober, looked: Looked) -> Result<Decision> {
     let mode = case.config.mpi.value;
     let mut tried = Tried::default();
     if mode == MpiMode::Host || mode == MpiMode::Auto && case.job.is_some() {
-        tried = case.inject(&prober, &looked)?;
+        tried = case.inject(prober, &looked)?;
     }
     let mut remarks: Vec<String> = looked.remark.iter().cloned().collect();
     if let Some((injection, map, overridden)) = tried.injection {
@@ -92,7 +97,7 @@ pub fn decide(case: &Case, command: Entry, detail: Detail) -> Result<Decision> {
         }
         return Err(refused(tried.why_not));
     }
-    match verdict::own(&prober, &looked, case.started.environ, case.job, mode) {
+    match verdict::own(prober, &looked, case.started.environ, case.job, mode) {
         Ok(verdict) => {
             remarks.extend(tried.why_not.iter().map(|e| format!("the host's MPI is not used: {}", e.what)));
             Ok(Decision { verdict, injection: None, remarks, program: looked.entry, mixed: None })

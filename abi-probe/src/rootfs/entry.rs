@@ -49,7 +49,7 @@ impl Kind {
 }
 
 /// An existing object of a view.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Entry {
     /// Its path in the view, absolute, without links, `.` or `..`.
     pub path: PathBuf,

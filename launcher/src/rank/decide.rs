@@ -6,21 +6,23 @@ use std::path::Path;
 use std::rc::Rc;
 
 use abi_probe::ldso::Cpu;
-use abi_probe::mpi::Detail;
+use abi_probe::mpi::{self, Detail};
+use abi_probe::prober::Prober;
 use abi_probe::rootfs::{Entry, Record, View};
 
 use super::{Entered, Request};
 use crate::cache::{Cache, Kept, Roots};
+use crate::cli::MpiMode;
 use crate::environ::Environ;
 use crate::error::{Result, in_image};
 use crate::host::mpi::TREES;
 use crate::image::Image;
 use crate::inject::{self, Case, Decision};
 use crate::job::digest;
-use crate::plan::MpiVerdict;
 use crate::plan::make::Planner;
 use crate::plan::sources::Sources;
 use crate::program::Started;
+use crate::verdict;
 
 /// What a decision is about.
 pub(super) struct Asked<'a> {
@@ -40,7 +42,7 @@ impl Request {
     /// Whose MPI: as it was decided before, or anew. Who wants to know the reasons gets them anew.
     pub(super) fn decide(
         &self,
-        mut asked: Asked,
+        asked: Asked,
         program: Entry,
         (path, workdir, environ): (&Path, &Path, &Environ),
         detail: Detail,
@@ -55,7 +57,10 @@ impl Request {
             private: asked.planner.private(),
         };
         let uid = nix::unistd::geteuid().as_raw();
-        let directory = self.config.decisions_directory(uid).filter(|_| detail == Detail::Quick);
+        // Without a launcher there is little to decide.
+        let is_short = self.job.is_none() && self.config.mpi.value != MpiMode::Host;
+        let is_kept = detail == Detail::Quick && !is_short;
+        let directory = self.config.decisions_directory(uid).filter(|_| is_kept);
         let Some(cache) = directory.and_then(|path| Cache::open(&path, uid)) else {
             return inject::decide(&case(asked.planner.view(), &asked.host), program, detail);
         };
@@ -65,24 +70,31 @@ impl Request {
         let opened = asked.planner.view().root().and_then(|image| Ok((image, asked.host.root()?)));
         let (image, host) = opened.map_err(in_image(&asked.image.given))?;
         let roots = Roots { image: &image, host: &host, tmp: asked.sources.tmp.as_deref() };
-        let kept = names.iter().find_map(|name| cache.find(name, asked.image, &roots));
+        let different = if names[0] == names[1] { &names[..1] } else { &names[..] };
+        let kept = different.iter().find_map(|name| cache.find(name, asked.image, &roots));
         if let Some(Kept { verdict, injection, remarks }) = kept {
             return Ok(Decision { verdict, injection, remarks, program, mixed: None });
+        }
+        // Programs without MPI are judged faster than looked up.
+        let prober = Prober::new(asked.planner.view());
+        let plain = case(asked.planner.view(), &asked.host);
+        let looked = verdict::look(&prober, &plain.started, program.clone(), detail)?;
+        let wanted = mpi::wanted(&prober, &looked.map).map_err(verdict::unreadable(&program.path))?;
+        if looked.mpi.is_none() && wanted.is_none() {
+            return inject::decide_on(&plain, &prober, looked);
         }
         let record = Rc::new(RefCell::new(Record::default()));
         let mut view = asked.planner.view().fork();
         view.record(&record);
-        asked.host.record(&record);
+        let mut host = asked.host.fork();
+        host.record(&record);
         let id = program.id;
         let command = view.find(&program.path).ok().flatten().unwrap_or(program);
-        let decision = inject::decide(&case(&view, &asked.host), command, detail)?;
-        // Programs without MPI are judged faster than looked up.
-        if !matches!(decision.verdict, MpiVerdict::NoneSeen) {
-            let Decision { verdict, injection, remarks, .. } = &decision;
-            let (verdict, injection, remarks) = (verdict.clone(), injection.clone(), remarks.clone());
-            let name = &names[usize::from(decision.program.id != id)];
-            cache.keep(name, asked.image, &record, &Kept { verdict, injection, remarks });
-        }
+        let decision = inject::decide(&case(&view, &host), command, detail)?;
+        let Decision { verdict, injection, remarks, .. } = &decision;
+        let (verdict, injection, remarks) = (verdict.clone(), injection.clone(), remarks.clone());
+        let name = &names[usize::from(decision.program.id != id)];
+        cache.keep(name, asked.image, &record, &Kept { verdict, injection, remarks });
         Ok(decision)
     }
 
