@@ -625,6 +625,46 @@ fn the_plan_shows_every_file_and_says_why() {
     assert!(out.contains("set        LD_LIBRARY_PATH=/run/hpc-launch/lib"), "{out}");
 }
 
+/// What is injected, by its bytes: written down, found again, and told where another site differs.
+#[test]
+fn a_lock_compares_two_sites() {
+    let host = &host_mpi::all()[0];
+    let image = host::image("bullseye-openmpi");
+    for who in everyone() {
+        let dir = tempfile::tempdir_in("/tmp").expect("a directory");
+        Command::new("chmod").arg("777").arg(dir.path()).status().expect("chmod");
+        let file = dir.path().join("lock.json");
+        let plan = |option: &str| {
+            host.launch(*who, 1, &["plan", option, text(&file), text(&image), "/opt/examples/whose"]).run()
+        };
+        let outcome = plan("--lock").good();
+        assert!(outcome.out().contains(" files of the host, in "), "{outcome}");
+        let mut lock: Value = serde_json::from_slice(&fs::read(&file).expect("a lock")).expect("JSON");
+        let name = "/run/hpc-launch/lib/libmpi.so.40";
+        let locked = &lock["files"][name];
+        assert_eq!(locked["source"], text(&host.library), "{lock:#}");
+        let sum = Command::new("sha256sum").arg(&host.library).output().expect("sha256sum").stdout;
+        let sum = String::from_utf8_lossy(&sum).into_owned();
+        assert_eq!(locked["sha256"].as_str(), sum.split(' ').next());
+        let files = lock["files"].as_object().expect("files").len();
+        assert!(files > 150, "plugins too: {files}");
+
+        plan("--diff").good().prints("the same files as there");
+        lock["files"][name]["sha256"] = "00".repeat(32).into();
+        fs::write(&file, lock.to_string()).expect("written");
+        let outcome = plan("--diff");
+        assert_eq!(outcome.code(), Some(1), "{outcome}");
+        let told: Vec<String> =
+            outcome.out().lines().filter(|l| l.starts_with('/')).map(String::from).collect();
+        assert_eq!(told.len(), 1, "{outcome}");
+        assert!(told[0].starts_with(&format!("{name}: here {}", text(&host.library))), "{outcome}");
+        fs::write(&file, "{}").expect("written");
+        let outcome = plan("--diff");
+        assert_eq!(outcome.code(), Some(125), "{outcome}");
+        assert!((outcome.err() + &outcome.out()).contains("lock.json is no lock"), "{outcome}");
+    }
+}
+
 /// Only the first rank of a node looks at libraries, and with a decision that was kept nobody does.
 #[test]
 fn a_decision_is_kept_until_a_file_changes() {
