@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::ffi::OsString;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::rc::Rc;
 
@@ -64,9 +65,13 @@ impl Request {
         let Some(cache) = directory.and_then(|path| Cache::open(&path, uid)) else {
             return inject::decide(&case(asked.planner.view(), &asked.host), program, detail);
         };
-        // Where the command links its MPI itself, its arguments do not matter.
-        let names = [&[][..], self.command.get(1..).unwrap_or_default()]
-            .map(|arguments| self.decision_name(&asked, &program, (path, workdir, environ), arguments));
+        // Another build of this program may decide otherwise. Where the command links its MPI itself, its arguments
+        // do not matter.
+        let us =
+            std::fs::metadata("/proc/self/exe").map(|m| (m.dev(), m.ino(), m.mtime(), m.mtime_nsec())).ok();
+        let names = [&[][..], self.command.get(1..).unwrap_or_default()].map(|arguments| {
+            digest(&(us, self.decision_name(&asked, &program, (path, workdir, environ), arguments)))
+        });
         let opened = asked.planner.view().root().and_then(|image| Ok((image, asked.host.root()?)));
         let (image, host) = opened.map_err(in_image(&asked.image.given))?;
         let roots = Roots { image: &image, host: &host, tmp: asked.sources.tmp.as_deref() };
