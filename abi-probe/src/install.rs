@@ -89,7 +89,7 @@ pub fn look(host: &Prober, library: &Path, library_path: Option<&str>) -> Result
         return Err(Error::elf(library, "this host has no loader of the GNU C library"));
     };
     let mut this = Installation {
-        parts: parts_beside(host, library, &core)?,
+        parts: parts_beside(host, library, &core, mpi.family)?,
         libraries: BTreeMap::new(),
         directories: Vec::new(),
         prefix: None,
@@ -115,7 +115,12 @@ pub fn look(host: &Prober, library: &Path, library_path: Option<&str>) -> Result
 }
 
 /// The MPI's other libraries in the directories of the core.
-fn parts_beside(host: &Prober, library: &Path, core: &Rc<Probed>) -> Result<BTreeMap<String, Rc<Probed>>> {
+fn parts_beside(
+    host: &Prober,
+    library: &Path,
+    core: &Rc<Probed>,
+    family: Family,
+) -> Result<BTreeMap<String, Rc<Probed>>> {
     let mut found = BTreeMap::new();
     let directories: BTreeSet<&Path> = [library.parent(), core.path.parent()].into_iter().flatten().collect();
     for directory in directories {
@@ -142,8 +147,7 @@ fn parts_beside(host: &Prober, library: &Path, core: &Rc<Probed>) -> Result<BTre
             || stem.starts_with("libmca_common_")
             || ["liboshmem", "libpmix", "libprrte"].contains(&stem)
     };
-    let identity = mpi::identify(host, core, Detail::Quick)?;
-    let is_open_mpi = identity.is_some_and(|mpi| mpi.family == Family::OpenMpi);
+    let is_open_mpi = family == Family::OpenMpi;
     found.retain(|name, file| match parts::part(name) {
         Some((Role::Core, _)) => file.entry.id == core.entry.id || parts::stem(name).0 == core_stem,
         Some(_) => open_mpi(name) == is_open_mpi,

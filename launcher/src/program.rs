@@ -20,6 +20,8 @@ const MAX_WORDS: usize = 64;
 const MAX_SCRIPT: u64 = 64 << 10;
 /// More entries than any directory of mpi4py has.
 const MAX_ENTRIES: usize = 1024;
+/// mpi4py has an extension for each ABI; all of them are linked.
+const MAX_EXTENSIONS: usize = 16;
 
 /// A program that was looked at.
 pub struct Looked {
@@ -238,6 +240,7 @@ impl Started<'_> {
             .map(|n| directory.join(n).display().to_string())
             .collect();
         found.sort();
+        found.truncate(MAX_EXTENSIONS);
         Some(found).filter(|f| !f.is_empty())
     }
 }

@@ -76,15 +76,8 @@ struct Links {
     loader: Option<String>,
 }
 
-/// Loaders of Debian, Red Hat, SUSE, Arch, Alpine on the machines that hpc-launch knows.
-const LOADERS: &[&str] = &[
-    "/lib64/ld-linux-x86-64.so.2",
-    "/lib/ld-linux-aarch64.so.1",
-    "/lib64/ld64.so.2",
-    "/lib/ld-linux-riscv64-lp64d.so.1",
-    "/lib/ld-musl-x86_64.so.1",
-    "/lib/ld-musl-aarch64.so.1",
-];
+/// Loaders of Alpine.
+const MUSL_LOADERS: &[&str] = &["/lib/ld-musl-x86_64.so.1", "/lib/ld-musl-aarch64.so.1"];
 
 /// One program's answer.
 #[derive(Serialize)]
@@ -250,7 +243,13 @@ fn look(
     let entry = view.find(program).map_err(failed)?.ok_or("there is no such file in the root")?;
     let loader = || {
         let named = args.loader.as_deref();
-        let usual = || LOADERS.iter().copied().find(|path| view.exists(Path::new(path)).unwrap_or(false));
+        let usual = || {
+            install::LOADERS
+                .iter()
+                .chain(MUSL_LOADERS)
+                .copied()
+                .find(|path| view.exists(Path::new(path)).unwrap_or(false))
+        };
         named.or_else(usual).ok_or("the root has no loader that we know: --loader names one")
     };
     let (map, loaded_by) = match prober.program(&entry, how).map_err(failed)? {

@@ -8,11 +8,10 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
-use serde::{Deserialize, Serialize};
 
 /// An object's identity and the times of its last changes: whoever writes to it, or puts another in its place,
 /// changes one of them (the ctime cannot be set back).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Stamp {
     device: u64,
     inode: u64,
