@@ -5,11 +5,14 @@
 //! go out as data.
 #![forbid(unsafe_code)]
 
+pub mod engine;
 pub mod fit;
 pub mod glob;
 pub mod job;
 pub mod launcher;
+pub mod node;
 pub mod passthrough;
 pub mod pmix;
 pub mod slurm;
+pub mod uplink;
 pub mod wire;

@@ -41,7 +41,7 @@ impl Header {
 }
 
 /// Cuts a stream of bytes into messages.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Messages {
     bytes: Vec<u8>,
     start: usize,
@@ -55,6 +55,11 @@ impl Messages {
             self.start = 0;
         }
         self.bytes.extend_from_slice(bytes);
+    }
+
+    /// Whether nothing is here.
+    pub fn is_empty(&self) -> bool {
+        self.start == self.bytes.len()
     }
 
     /// The hello, whose header is in the machine's order.

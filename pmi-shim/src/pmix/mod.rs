@@ -27,6 +27,8 @@ pub mod status {
     pub const TIMEOUT: i32 = -24;
     /// A parameter makes no sense.
     pub const BAD_PARAM: i32 = -27;
+    /// Such a key has been published already.
+    pub const DUPLICATE_KEY: i32 = -53;
     /// No such key, name or process.
     pub const NOT_FOUND: i32 = -46;
     /// A command that this server does not have.

@@ -23,7 +23,7 @@ pub enum Frame {
 }
 
 /// What has come in and is not yet taken out.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Frames {
     bytes: Vec<u8>,
     /// Before this everything is taken.
