@@ -20,6 +20,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, openat, renameat};
 use nix::sys::stat::{Mode, fstat, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
+use pmi_shim::downlink::Wiring;
 use serde::{Deserialize, Serialize};
 
 use crate::image::{Image, Kind};
@@ -27,7 +28,7 @@ use crate::job::digest;
 use crate::plan::MpiVerdict;
 
 /// First line of an entry.
-const MAGIC: &str = "hpc-launch decision 1";
+const MAGIC: &str = "hpc-launch decision 2";
 /// A decision on 200 files is about 40 KiB.
 const MAX_ENTRY: u64 = 4 << 20;
 /// When there are more entries than these, the oldest half goes.
@@ -40,6 +41,8 @@ pub struct Kept {
     pub verdict: MpiVerdict,
     /// What must be done for that.
     pub injection: Option<Injection>,
+    /// How a helper serves it.
+    pub wiring: Option<Wiring>,
     /// What a person should know.
     pub remarks: Vec<String>,
 }

@@ -44,7 +44,7 @@ pub struct Report {
 enum Verdict {
     /// It would run, with the host's MPI in the place of the image's.
     Inject,
-    /// Its MPI and the launcher need a translator between them: refused, for there is none yet.
+    /// It would run, with the image's own MPI and a helper between that and the launcher.
     Bridge,
     /// It would run, with the image's own MPI.
     Own,
@@ -135,9 +135,6 @@ impl Report {
         let judged = match judged {
             Ok(judged) => judged,
             Err(mut e) => {
-                if e.code == Code::PmiMismatch {
-                    report.verdict = Verdict::Bridge;
-                }
                 let also = std::mem::take(&mut e.also);
                 let more = also.len().saturating_sub(MAX_REASONS);
                 report.reasons.push(e.into());
@@ -173,6 +170,10 @@ impl Report {
                 (Verdict::Inject, replaces)
             }
             MpiVerdict::Own { mpi } => (Verdict::Own, Some(mpi)),
+            MpiVerdict::Bridge { mpi, why } => {
+                report.remarks.push(why);
+                (Verdict::Bridge, mpi)
+            }
             MpiVerdict::Forced { mpi, why } => {
                 report.remarks.push(format!("--mpi=image overrides: {why}"));
                 (Verdict::Forced, Some(mpi))
@@ -188,7 +189,7 @@ impl Report {
 
     /// Whether it would run.
     pub fn would_run(&self) -> bool {
-        !matches!(self.verdict, Verdict::Refuse | Verdict::Bridge)
+        self.verdict != Verdict::Refuse
     }
 
     /// For people; `verbose` adds who needs what.
@@ -200,10 +201,12 @@ impl Report {
         };
         let verdict = match (self.verdict, &self.mpi) {
             (Verdict::Refuse, _) => format!("no: it would not run {launcher}"),
-            (Verdict::Bridge, _) => {
-                format!(
-                    "no: it would not run {launcher}; only a bridge between the two PMIs could help, and there is none yet"
-                )
+            (Verdict::Bridge, mpi) => {
+                let whose = match mpi {
+                    Some(mpi) => format!("the image's own {}", mpi.describe()),
+                    None => "whatever MPI it has".to_owned(),
+                };
+                format!("yes: it would run {launcher}, with {whose}, bridged by a helper on each node")
             }
             (Verdict::Inject, image) => {
                 let host = self.host_mpi.as_ref().map(Mpi::describe).unwrap_or_default();

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use pmi_shim::downlink::Downlink;
 use pmi_shim::launcher::ASSUMED;
 
 /// Run one containerised MPI rank: put it between the launcher and the program.
@@ -121,6 +122,34 @@ pub enum MpiMode {
     Host,
     /// The image's, whatever the checks say
     Image,
+    /// The image's, with a helper that translates between it and the launcher, also where none is needed
+    Bridge,
+}
+
+/// How a bridged program finds its PMI server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ValueEnum, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PmiWay {
+    /// As its MPI needs it
+    Auto,
+    /// PMI-1 or PMI-2 on an inherited descriptor
+    Descriptor,
+    /// PMI-1 or PMI-2 on a port, for programs behind something that closes descriptors
+    Port,
+    /// PMIx
+    Pmix,
+}
+
+impl PmiWay {
+    /// The way that is asked for.
+    pub fn downlink(self) -> Option<Downlink> {
+        match self {
+            PmiWay::Auto => None,
+            PmiWay::Descriptor => Some(Downlink::Descriptor),
+            PmiWay::Port => Some(Downlink::Port),
+            PmiWay::Pmix => Some(Downlink::Pmix),
+        }
+    }
 }
 
 /// Options of `run` and `plan`; `None` and empty mean: not given.
@@ -156,6 +185,9 @@ pub struct Options {
     /// The MPI library inside that the program will use, where it does not link one itself
     #[arg(long, value_name = "PATH")]
     pub mpi_library: Option<PathBuf>,
+    /// By which way a bridged program finds its PMI server
+    #[arg(long, value_enum, value_name = "WAY")]
+    pub pmi: Option<PmiWay>,
     /// Say what is done, and why
     #[arg(long, short)]
     pub verbose: bool,

@@ -8,9 +8,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use crate::cli::{MpiMode, Options};
+use crate::cli::{MpiMode, Options, PmiWay};
 use crate::environ::Environ;
 use crate::error::{Code, Error, Result};
 use crate::host::mpi::Named;
@@ -75,6 +76,8 @@ pub struct Config {
     pub writable_tmpfs: Sourced<bool>,
     /// Which MPI.
     pub mpi: Sourced<MpiMode>,
+    /// By which way a bridged program finds its PMI server.
+    pub pmi: Sourced<PmiWay>,
     /// Which of the host's MPIs: a name of `host_mpis`, or a path.
     pub host_mpi: Sourced<Option<String>>,
     /// The MPI library inside, for programs that do not link theirs.
@@ -104,6 +107,7 @@ struct FileLayer {
     home: Option<bool>,
     writable_tmpfs: Option<bool>,
     mpi: Option<MpiMode>,
+    pmi: Option<PmiWay>,
     host_mpi: Option<String>,
     mpi_library: Option<PathBuf>,
     host_mpis: Option<Vec<Named>>,
@@ -122,6 +126,7 @@ const KEYS: &[&str] = &[
     "home",
     "writable_tmpfs",
     "mpi",
+    "pmi",
     "host_mpi",
     "mpi_library",
     "host_mpis",
@@ -150,6 +155,7 @@ impl Config {
             home: Sourced::built_in(true),
             writable_tmpfs: Sourced::built_in(false),
             mpi: Sourced::built_in(MpiMode::Auto),
+            pmi: Sourced::built_in(PmiWay::Auto),
             host_mpi: Sourced::built_in(None),
             mpi_library: Sourced::built_in(None),
             decisions: Sourced::built_in(None),
@@ -228,6 +234,7 @@ impl Config {
             home |v| v;
             writable_tmpfs |v| v;
             mpi |v| v;
+            pmi |v| v;
             host_mpi Some;
             mpi_library Some;
             decisions Some;
@@ -311,6 +318,7 @@ fn flag(key: &str) -> &'static str {
         "home" => "--no-home",
         "writable_tmpfs" => "--writable-tmpfs",
         "mpi" => "--mpi",
+        "pmi" => "--pmi",
         "host_mpi" => "--host-mpi",
         "mpi_library" => "--mpi-library",
         "workdir" => "--workdir",
@@ -340,12 +348,25 @@ fn variables(environ: &Environ) -> Result<FileLayer> {
         Some("auto") => Some(MpiMode::Auto),
         Some("host") => Some(MpiMode::Host),
         Some("image") => Some(MpiMode::Image),
+        Some("bridge") => Some(MpiMode::Bridge),
         Some(other) => {
             return Err(invalid(
                 &Origin::Variable(variable("mpi")),
-                &format!("{other:?} is none of auto, host and image"),
+                &format!("{other:?} is none of auto, host, image and bridge"),
             ));
         }
+    };
+    let pmi = match environ.get(&variable("pmi")).as_deref() {
+        None | Some("") => None,
+        Some(text) => match PmiWay::from_str(text, true) {
+            Ok(way) => Some(way),
+            Err(_) => {
+                return Err(invalid(
+                    &Origin::Variable(variable("pmi")),
+                    &format!("{text:?} is none of auto, descriptor, port and pmix"),
+                ));
+            }
+        },
     };
     let path = |key| environ.get_os(&variable(key)).filter(|v| !v.is_empty()).map(PathBuf::from);
     Ok(FileLayer {
@@ -356,6 +377,7 @@ fn variables(environ: &Environ) -> Result<FileLayer> {
         writable_tmpfs: boolean("writable_tmpfs")?,
         verbose: boolean("verbose")?,
         mpi,
+        pmi,
         host_mpi: environ.get(&variable("host_mpi")).filter(|v| !v.is_empty()),
         mpi_library: path("mpi_library"),
         decisions: path("decisions"),
@@ -393,6 +415,7 @@ fn flags(options: &Options) -> Result<FileLayer> {
         home: options.no_home.then_some(false),
         writable_tmpfs: options.writable_tmpfs.then_some(true),
         mpi: options.mpi,
+        pmi: options.pmi,
         host_mpi: options.host_mpi.clone(),
         mpi_library: options.mpi_library.clone(),
         host_mpis: None,

@@ -11,6 +11,8 @@ use abi_probe::obstacle::Obstacle;
 use abi_probe::prober::Prober;
 use abi_probe::rootfs::{Entry, View};
 
+use pmi_shim::downlink::Wiring;
+
 use crate::cli::MpiMode;
 use crate::config::Config;
 use crate::environ::Environ;
@@ -45,6 +47,8 @@ pub struct Decision {
     pub verdict: MpiVerdict,
     /// The host's, proved.
     pub injection: Option<Injection>,
+    /// How a helper serves it, where the launcher does not.
+    pub wiring: Option<Wiring>,
     /// What a person should know.
     pub remarks: Vec<String>,
     /// The program that was judged, where that is not the command.
@@ -74,7 +78,9 @@ pub fn decide_on(case: &Case, prober: &Prober, looked: Looked) -> Result<Decisio
     if let Some((injection, map, overridden)) = tried.injection {
         remarks.extend(injection.remarks.iter().cloned());
         let (mpi, replaces) = (injection.mpi.clone(), injection.replaces.clone());
+        let wiring = verdict::wired(&mpi, case.job, case.config);
         return Ok(Decision {
+            wiring,
             verdict: MpiVerdict::Inject { mpi, replaces, overridden },
             injection: Some(injection),
             remarks,
@@ -97,10 +103,10 @@ pub fn decide_on(case: &Case, prober: &Prober, looked: Looked) -> Result<Decisio
         }
         return Err(refused(tried.why_not));
     }
-    match verdict::own(prober, &looked, case.started.environ, case.job, mode) {
-        Ok(verdict) => {
+    match verdict::own(prober, &looked, case.started.environ, case.job, case.config) {
+        Ok((verdict, wiring)) => {
             remarks.extend(tried.why_not.iter().map(|e| format!("the host's MPI is not used: {}", e.what)));
-            Ok(Decision { verdict, injection: None, remarks, program: looked.entry, mixed: None })
+            Ok(Decision { verdict, injection: None, wiring, remarks, program: looked.entry, mixed: None })
         }
         // The command only names that program, and may do something else with it.
         Err(e) if looked.remark.is_some() => {
@@ -108,6 +114,7 @@ pub fn decide_on(case: &Case, prober: &Prober, looked: Looked) -> Result<Decisio
             Ok(Decision {
                 verdict: MpiVerdict::NoneSeen,
                 injection: None,
+                wiring: None,
                 remarks,
                 program: looked.entry,
                 mixed: None,

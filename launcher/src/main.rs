@@ -1,6 +1,7 @@
 //! `hpc-launch`: one containerised MPI rank per slot of the host's own launcher. See docs/ARCHITECTURE.md.
 #![cfg_attr(not(test), no_main)]
 
+mod bridge;
 mod cache;
 mod check;
 mod cli;
@@ -206,6 +207,7 @@ fn show_config(config: &Config, json: bool) -> Result<()> {
     line("home", config.home.value.to_string(), &config.home.origin);
     line("writable_tmpfs", config.writable_tmpfs.value.to_string(), &config.writable_tmpfs.origin);
     line("mpi", format!("{:?}", config.mpi.value).to_lowercase(), &config.mpi.origin);
+    line("pmi", format!("{:?}", config.pmi.value).to_lowercase(), &config.pmi.origin);
     line("host_mpi", config.host_mpi.value.clone().unwrap_or("-".to_owned()), &config.host_mpi.origin);
     line("mpi_library", path(&config.mpi_library.value), &config.mpi_library.origin);
     line("decisions", path(&config.decisions.value), &config.decisions.origin);

@@ -35,6 +35,10 @@ pub fn text(plan: &Plan) -> String {
             format!("MPI        the host's: {}{replaced}", mpi.describe())
         }
         MpiVerdict::Own { mpi } => format!("MPI        the image's own: {}", mpi.describe()),
+        MpiVerdict::Bridge { mpi: Some(mpi), why } => {
+            format!("MPI        the image's own, bridged: {}; {why}", mpi.describe())
+        }
+        MpiVerdict::Bridge { mpi: None, why } => format!("MPI        the program's own, bridged: {why}"),
         MpiVerdict::Forced { mpi, why } => {
             format!("MPI        the image's own, forced: {}; {why}", mpi.describe())
         }
@@ -96,6 +100,9 @@ fn step_text(step: &Step) -> String {
         Step::Links { at, links } => {
             let names: Vec<&str> = links.iter().map(|l| l.name.as_str()).collect();
             format!("{} links to the host's {}", at.display(), names.join(", "))
+        }
+        Step::Helper { serves, launcher, at } => {
+            format!("helper at {}: serves {} to the ranks, speaks {launcher}", at.display(), serves.name())
         }
         Step::Enter => "the root becomes /".to_owned(),
         Step::NoNewPrivileges => "no new privileges".to_owned(),

@@ -9,9 +9,12 @@ use abi_probe::linkmap::{Circumstances, Scope, Unrunnable};
 use abi_probe::mpi::{self, Detail, Family, Mpi, Pmi};
 use abi_probe::prober::Prober;
 use abi_probe::rootfs::{Entry, Kind, Lookup, View};
+use pmi_shim::downlink::Wiring;
 use pmi_shim::fit::{self, ImageMpi, Misfit};
+use pmi_shim::launcher::Offer;
 
 use crate::cli::MpiMode;
+use crate::config::Config;
 use crate::environ::Environ;
 use crate::error::{Code, Error, Result};
 use crate::job::JobStep;
@@ -109,27 +112,46 @@ pub fn look(prober: &Prober, started: &Started, command: Entry, detail: Detail) 
     started.look(prober, command, &how, detail).map_err(unreadable(&path))?.map_err(unrunnable)
 }
 
-/// Whether the program may start with the MPI that it has; the error says why not.
+/// How the program may start with the MPI that it has, and with what help; the error says why it may not.
 pub fn own(
     prober: &Prober,
     looked: &Looked,
     environ: &Environ,
     job: Option<&JobStep>,
-    mode: MpiMode,
-) -> Result<MpiVerdict> {
+    config: &Config,
+) -> Result<(MpiVerdict, Option<Wiring>)> {
     let failed = unreadable(&looked.map.program);
+    let mode = config.mpi.value;
     let Some(job) = job else {
-        return Ok(match &looked.mpi {
+        let verdict = match &looked.mpi {
             Some(mpi) => MpiVerdict::Own { mpi: mpi.clone() },
             None => MpiVerdict::NoneSeen,
-        });
+        };
+        return Ok((verdict, None));
     };
     let mpi = match &looked.mpi {
         Some(mpi) => Some(mpi.clone()),
         None => mpi::inside(prober, &looked.map).map_err(failed)?,
     };
-    let Some(mut mpi) = mpi else { return Ok(MpiVerdict::NoneSeen) };
-    let Err(mut misfit) = fits(&mpi, job, environ) else { return Ok(MpiVerdict::Own { mpi }) };
+    let asked = config.pmi.value.downlink();
+    let Some(mut mpi) = mpi else {
+        if mode != MpiMode::Bridge {
+            return Ok((MpiVerdict::NoneSeen, None));
+        }
+        let wiring = fit::wiring(&job.rank, None, asked).map_err(mismatch)?;
+        let why = format!("--mpi=bridge ({})", config.mpi.origin);
+        return Ok((MpiVerdict::Bridge { mpi: None, why }, Some(wiring)));
+    };
+    let mut misfit = match fits(&mpi, job, environ) {
+        Err(misfit) => misfit,
+        Ok(()) if mode == MpiMode::Bridge => {
+            Misfit { why: format!("--mpi=bridge ({})", config.mpi.origin), cure: String::new() }
+        }
+        Ok(()) if job.rank.offers == Offer::Any => {
+            Misfit { why: "hpc-launch starts the job itself".to_owned(), cure: String::new() }
+        }
+        Ok(()) => return Ok((MpiVerdict::Own { mpi }, None)),
+    };
     // Now that it will be named: its version too.
     if mpi.version.is_none()
         && let Ok(Some(named)) = mpi::in_map(prober, &looked.map, Detail::Version)
@@ -137,11 +159,27 @@ pub fn own(
         mpi = named;
         misfit = fits(&mpi, job, environ).err().unwrap_or(misfit);
     }
-    if mode == MpiMode::Image {
-        return Ok(MpiVerdict::Forced { mpi, why: misfit.why });
+    if mode == MpiMode::Image && job.rank.offers != Offer::Any {
+        return Ok((MpiVerdict::Forced { mpi, why: misfit.why }, None));
     }
-    let cure = format!("{} (--mpi=image runs it all the same)", misfit.cure);
-    Err(Error::new(Code::PmiMismatch, misfit.why, cure))
+    match fit::wiring(&job.rank, Some(&facts(&mpi)), asked) {
+        Ok(wiring) => Ok((MpiVerdict::Bridge { mpi: Some(mpi), why: misfit.why }, Some(wiring))),
+        Err(none) => {
+            misfit.why = format!("{}; {}", misfit.why, none.why);
+            misfit.cure = format!("{} (--mpi=image runs it all the same)", none.cure);
+            Err(mismatch(misfit))
+        }
+    }
+}
+
+fn mismatch(misfit: Misfit) -> Error {
+    Error::new(Code::PmiMismatch, misfit.why, misfit.cure)
+}
+
+/// How a host's MPI that is injected is served where we are the launcher.
+pub fn wired(mpi: &Mpi, job: Option<&JobStep>, config: &Config) -> Option<Wiring> {
+    let job = job.filter(|job| job.rank.offers == Offer::Any)?;
+    fit::wiring(&job.rank, Some(&facts(mpi)), config.pmi.value.downlink()).ok()
 }
 
 /// Whether an MPI can talk to the launcher.

@@ -1,6 +1,7 @@
 //! Whether an image's own MPI can talk to the launcher that started the rank, by the facts measured
 //! with each pair. Where it cannot, each rank would silently become a job of one.
 
+use crate::downlink::{Downlink, Wiring};
 use crate::launcher::{Launcher, Offer, Rank};
 
 /// What is known of the image's MPI.
@@ -67,7 +68,36 @@ pub fn judge(rank: &Rank, mpi: &ImageMpi, get: impl Fn(&str) -> Option<String>) 
             Err(Misfit { why, cure: launch_with(option) })
         }
         Offer::Pmix if mpi.open_mpi.is_some_and(|major| major < 5) => open_mpi_4(rank, mpi, &get),
-        Offer::Simple | Offer::Pmix => Ok(()),
+        Offer::Simple | Offer::Pmix | Offer::Any => Ok(()),
+    }
+}
+
+/// By which way an MPI could be served by us; `asked`: one that somebody insists on. The error says why it cannot.
+pub fn wiring(rank: &Rank, mpi: Option<&ImageMpi>, asked: Option<Downlink>) -> Result<Wiring, Misfit> {
+    let open_mpi_4 = mpi.is_some_and(|mpi| mpi.open_mpi.is_some_and(|major| major < 5));
+    let described = mpi.map_or("the program, which links no MPI", |mpi| mpi.described.as_str());
+    let launcher = rank.launcher.name();
+    if rank.offers == Offer::Nothing && !rank.is_alone_on_node() {
+        return Err(Misfit {
+            why: format!(
+                "{launcher} offers no PMI, and the ranks are on several nodes: they cannot find each other"
+            ),
+            cure: "start it with srun --mpi=pmi2 or --mpi=pmix, or all ranks on one node".to_owned(),
+        });
+    }
+    let fitting = match mpi {
+        None => Some(Downlink::Descriptor),
+        Some(mpi) if mpi.pmix && (mpi.open_mpi.is_some() || !mpi.simple) => Some(Downlink::Pmix),
+        Some(mpi) if mpi.simple => Some(Downlink::Descriptor),
+        Some(_) => None,
+    };
+    match asked.or(fitting) {
+        Some(downlink) => Ok(Wiring { downlink, open_mpi_4 }),
+        None => Err(Misfit {
+            why: format!("{described} speaks no PMI that we know: there is nothing to translate"),
+            cure: "use an image whose MPI speaks PMI-1, PMI-2 or PMIx (MPICH, Open MPI, Intel MPI, MVAPICH)"
+                .to_owned(),
+        }),
     }
 }
 

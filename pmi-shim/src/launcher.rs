@@ -22,6 +22,8 @@ pub enum Launcher {
     Flux,
     /// Something else that offers PMIx.
     OtherPmix,
+    /// This program itself.
+    Own,
 }
 
 impl Launcher {
@@ -34,6 +36,7 @@ impl Launcher {
             Launcher::Slurm => "Slurm's srun",
             Launcher::Flux => "Flux",
             Launcher::OtherPmix => "a PMIx launcher",
+            Launcher::Own => "hpc-launch",
         }
     }
 }
@@ -48,6 +51,15 @@ pub enum Offer {
     Pmix,
     /// None: each rank would be alone.
     Nothing,
+    /// Whatever the program's MPI speaks: we are the launcher.
+    Any,
+}
+
+impl Rank {
+    /// Whether all ranks of the job are on this node, as far as the launcher said.
+    pub fn is_alone_on_node(&self) -> bool {
+        self.size.is_some() && self.size == self.local_size
+    }
 }
 
 impl Offer {
@@ -57,6 +69,7 @@ impl Offer {
             Offer::Simple => "PMI-1/PMI-2",
             Offer::Pmix => "PMIx",
             Offer::Nothing => "no PMI",
+            Offer::Any => "PMI-1, PMI-2 and PMIx",
         }
     }
 }

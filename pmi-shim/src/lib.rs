@@ -5,6 +5,7 @@
 //! go out as data.
 #![forbid(unsafe_code)]
 
+pub mod downlink;
 pub mod engine;
 pub mod fit;
 pub mod glob;

@@ -10,10 +10,11 @@ use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::rc::Rc;
 
 use abi_probe::rootfs::View;
-use nix::fcntl::{AT_FDCWD, OFlag, openat, readlinkat};
-use nix::sys::stat::Mode;
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, readlinkat};
+use nix::sys::stat::{Mode, fstatat};
 
 use super::{JobStep, Mark};
 
@@ -131,6 +132,26 @@ pub fn find(step: &JobStep, mark: &Mark) -> Found {
     }
 }
 
+/// The own directory of some sandbox of the step that has this in it.
+pub fn find_door(step: &JobStep, mark: &Mark, name: &str) -> Option<Rc<OwnedFd>> {
+    let mut level = children(step.daemon).unwrap_or_else(all_processes);
+    for _ in 0..MAX_DEPTH {
+        let mut below = Vec::new();
+        for pid in level {
+            let Some((found, directory)) = marked(pid) else {
+                below.push(pid);
+                continue;
+            };
+            let has_it = fstatat(&directory, name, AtFlags::AT_SYMLINK_NOFOLLOW).is_ok();
+            if found.step == mark.step && has_it {
+                return Some(directory);
+            }
+        }
+        level = below.into_iter().flat_map(|pid| children_of(pid, pid).unwrap_or_default()).collect();
+    }
+    None
+}
+
 /// The namespaces of a process, if it is in the sandbox with this mark.
 pub fn in_sandbox(pid: i32, mark: &Mark) -> Option<Namespaces> {
     if mark_of(pid)? == *mark { namespaces(pid) } else { None }
@@ -212,11 +233,17 @@ fn all_processes() -> Vec<i32> {
 
 /// The mark in a process's root, resolved as that process would.
 fn mark_of(pid: i32) -> Option<Mark> {
+    marked(pid).map(|(mark, _)| mark)
+}
+
+/// The mark, and the directory that it is in.
+fn marked(pid: i32) -> Option<(Mark, Rc<OwnedFd>)> {
     let view = View::open(Path::new(&format!("/proc/{pid}/root"))).ok()?;
-    let dir = view.find(Path::new(MARK_DIRECTORY)).ok()??;
-    let text = readlinkat(dir.fd()?, MARK_LINK).ok()?;
+    let directory = view.find(Path::new(MARK_DIRECTORY)).ok()??.into_fd()?;
+    let text = readlinkat(&directory, MARK_LINK).ok()?;
     let mut parts = text.to_str()?.split('.');
-    Some(Mark { step: parts.next()?.to_owned(), sandbox: parts.next()?.to_owned() })
+    let mark = Mark { step: parts.next()?.to_owned(), sandbox: parts.next()?.to_owned() };
+    Some((mark, directory))
 }
 
 /// Opens the namespaces of a process, through one handle on it: its number may be another's by now.

@@ -12,6 +12,7 @@ use std::rc::Rc;
 
 use abi_probe::inject::Link;
 use abi_probe::mpi::Mpi;
+use pmi_shim::downlink::{Downlink, Wiring};
 use serde::{Deserialize, Serialize};
 
 use crate::image::Image;
@@ -95,6 +96,15 @@ pub enum Step {
         /// In it.
         links: Vec<Link>,
     },
+    /// A process per node and job step, outside of the sandbox, that is the PMI server of the ranks.
+    Helper {
+        /// What the ranks speak to it.
+        serves: Downlink,
+        /// What it speaks to the launcher.
+        launcher: &'static str,
+        /// Where the ranks find it, inside.
+        at: PathBuf,
+    },
     /// The root becomes `/`, over the host's.
     Enter,
     /// prctl(PR_SET_NO_NEW_PRIVS).
@@ -151,6 +161,13 @@ pub enum MpiVerdict {
         /// It.
         mpi: Mpi,
     },
+    /// The image's own, with a helper of ours for its PMI server: the launcher speaks another PMI, or none.
+    Bridge {
+        /// It; none: the program links none that we can see.
+        mpi: Option<Mpi>,
+        /// Why.
+        why: String,
+    },
     /// The image's own, against our advice.
     Forced {
         /// It.
@@ -185,6 +202,8 @@ pub struct Plan {
     pub arguments: Vec<String>,
     /// Whose MPI.
     pub mpi: MpiVerdict,
+    /// How a helper of ours serves the program's MPI, where the launcher does not.
+    pub wiring: Option<Wiring>,
     /// What a person should know.
     pub notes: Vec<String>,
 }

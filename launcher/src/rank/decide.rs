@@ -77,8 +77,8 @@ impl Request {
         let roots = Roots { image: &image, host: &host, tmp: asked.sources.tmp.as_deref() };
         let different = if names[0] == names[1] { &names[..1] } else { &names[..] };
         let kept = different.iter().find_map(|name| cache.find(name, asked.image, &roots));
-        if let Some(Kept { verdict, injection, remarks }) = kept {
-            return Ok(Decision { verdict, injection, remarks, program, mixed: None });
+        if let Some(Kept { verdict, injection, wiring, remarks }) = kept {
+            return Ok(Decision { verdict, injection, wiring, remarks, program, mixed: None });
         }
         // Programs without MPI are judged faster than looked up.
         let prober = Prober::new(asked.planner.view());
@@ -96,10 +96,11 @@ impl Request {
         let id = program.id;
         let command = view.find(&program.path).ok().flatten().unwrap_or(program);
         let decision = inject::decide(&case(&view, &host), command, detail)?;
-        let Decision { verdict, injection, remarks, .. } = &decision;
-        let (verdict, injection, remarks) = (verdict.clone(), injection.clone(), remarks.clone());
+        let Decision { verdict, injection, wiring, remarks, .. } = &decision;
+        let (verdict, injection, wiring) = (verdict.clone(), injection.clone(), wiring.clone());
+        let remarks = remarks.clone();
         let name = &names[usize::from(decision.program.id != id)];
-        cache.keep(name, asked.image, &record, &Kept { verdict, injection, remarks });
+        cache.keep(name, asked.image, &record, &Kept { verdict, injection, wiring, remarks });
         Ok(decision)
     }
 
@@ -117,10 +118,17 @@ impl Request {
         let outside = TREES.iter().chain(&["LD_LIBRARY_PATH", "PATH"]);
         let rank = self.job.as_ref().map(|job| {
             let told = pmi_shim::fit::VARIABLES.map(|name| self.environ.get_os(name).is_some());
-            (job.rank.launcher.name(), job.rank.offers.name(), job.rank.size == Some(1), told)
+            (
+                job.rank.launcher.name(),
+                job.rank.offers.name(),
+                job.rank.size == Some(1),
+                job.rank.is_alone_on_node(),
+                told,
+            )
         });
         let wanted = asked.sources.wanted.iter().map(|(want, _)| (&want.source, &want.at, want.read_only));
-        let settings = (config.mpi.value, &config.host_mpi.value, &config.mpi_library.value, named);
+        let settings =
+            (config.mpi.value, config.pmi.value, &config.host_mpi.value, &config.mpi_library.value, named);
         let image = (&asked.image.path, asked.image.id.0, asked.image.id.1);
         let command = (path, workdir, &program.path, program.id, arguments);
         digest(&(

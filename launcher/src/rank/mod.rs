@@ -14,9 +14,11 @@ use abi_probe::mpi::Detail;
 use abi_probe::prober::Prober;
 use abi_probe::rootfs::{Kind as FileKind, View};
 use nix::errno::Errno;
+use pmi_shim::downlink::Wiring;
 use serde::{Deserialize, Serialize};
 
 use self::decide::Asked;
+use crate::bridge::{self, Helper};
 use crate::check::{self, Judged, Links, Report};
 use crate::config::Config;
 use crate::environ::Environ;
@@ -89,6 +91,8 @@ struct Ready {
     workdir: PathBuf,
     program: PathBuf,
     environ: Environ,
+    /// How the helper serves the program's MPI.
+    wiring: Option<Wiring>,
 }
 
 impl Request {
@@ -113,7 +117,7 @@ impl Request {
         let directories = sources::that_distinguish(&self.environ);
         let binds: Vec<&String> = config.binds.iter().map(|b| &b.value).collect();
         // Programs of one job may need different libraries: each gets what was proved for it.
-        let mpi = (config.mpi.value, &config.host_mpi.value, &config.mpi_library.value);
+        let mpi = (config.mpi.value, config.pmi.value, &config.host_mpi.value, &config.mpi_library.value);
         let what = (
             (&image.path, image.id, &myself.cwd, binds, self.command.first(), mpi),
             (config.home.value, self.environ.get_os("HOME"), directories, config.writable_tmpfs.value),
@@ -181,7 +185,7 @@ impl Request {
             Some(environment) => environment,
             None => {
                 let view = View::open(Path::new("/")).map_err(in_image(&image.given))?;
-                Noted { image: ImageEnvironment::read(image, &view)?, injected: None }
+                Noted { image: ImageEnvironment::read(image, &view)?, injected: None, wiring: None }
             }
         };
         Ok(Inside::Joined(environment, builders.unwrap_or_default().program))
@@ -205,7 +209,14 @@ impl Request {
                 Builders { program: program_digest(program, &environ), environment: has_environment };
             format!("{}.{}", mark.text(), builders.text())
         });
+        let helper = match (&noted.wiring, &self.job) {
+            (Some(_), Some(job)) => Some(Helper::of_step(job, mark, building.covered())?),
+            _ => None,
+        };
         building.carry_out(&plan.steps, sources, text.as_deref(), !entered.in_user_namespace)?;
+        if let Some(helper) = helper {
+            helper.open_door()?;
+        }
         if let Some((mark, lock)) = meeting {
             if has_environment {
                 write_note(ENVIRONMENT_NOTE, &noted);
@@ -213,9 +224,10 @@ impl Request {
             lock.hand_over(&mark.text(), namespace::own)?;
         }
         self.say(&plan);
+        let Plan { workdir, program, wiring, steps, .. } = plan;
         // The mount points' descriptors: closed by the exec that follows, all at once.
-        std::mem::forget(plan.steps);
-        Ok(Inside::Built(Ready { workdir: plan.workdir, program: plan.program, environ }))
+        std::mem::forget(steps);
+        Ok(Inside::Built(Ready { workdir, program, environ, wiring }))
     }
 
     /// Attaches the image in this process's own namespaces, and plans the rest.
@@ -288,6 +300,12 @@ impl Request {
         steps.push(Step::MountNamespace);
         steps.push(Step::Root { image: image.path.clone(), squashfs: how, writable });
         steps.append(&mut laid.steps);
+        if let (Some(wiring), Some(job)) = (&decision.wiring, &self.job) {
+            changes.retain(|c| !bridge::is_scrubbed(&c.name));
+            changes.extend(bridge::scrub(&mut environ));
+            let (serves, launcher) = (wiring.downlink, job.rank.offers.name());
+            steps.push(Step::Helper { serves, launcher, at: bridge::door() });
+        }
         steps.extend([Step::Enter, Step::NoNewPrivileges]);
 
         let mut remarks = laid.notes;
@@ -305,9 +323,10 @@ impl Request {
             program: path,
             arguments: verdict::lossy(&self.command[1..]),
             mpi: decision.verdict.clone(),
+            wiring: decision.wiring.clone(),
             notes: remarks,
         };
-        let noted = Noted { image: environment, injected };
+        let noted = Noted { image: environment, injected, wiring: decision.wiring.clone() };
         Ok(Drafted { plan, sources, building, view, noted, environ, program: id, decision })
     }
 
@@ -391,7 +410,7 @@ impl Request {
 
     /// Becomes the program.
     fn execute(&self, image: &Image, myself: &Myself, inside: Inside) -> Result<std::convert::Infallible> {
-        let Ready { workdir, program, environ } = match inside {
+        let Ready { workdir, program, mut environ, wiring } = match inside {
             Inside::Built(ready) => ready,
             Inside::Joined(noted, judged) => match self.ready_at_once(myself, &noted, &judged) {
                 Some(ready) => ready,
@@ -400,6 +419,9 @@ impl Request {
         };
         nix::unistd::chdir(&workdir)
             .map_err(|e| Error::step(format_args!("entering {} inside", workdir.display()), e))?;
+        if let (Some(wiring), Some(job)) = (wiring, &self.job) {
+            bridge::join(job, &wiring, &self.environ, &mut environ)?;
+        }
         exec(&self.command, &program, &environ)
     }
 
@@ -422,13 +444,21 @@ impl Request {
         };
         let meta = std::fs::metadata(&program).ok()?;
         let digest = program_digest((meta.dev(), meta.ino()), &environ);
-        (digest == judged || notes::is_judged(&digest)).then_some(Ready { workdir, program, environ })
+        (digest == judged || notes::is_judged(&digest)).then_some(Ready {
+            workdir,
+            program,
+            environ,
+            wiring: noted.wiring.clone(),
+        })
     }
 
     fn environ_inside(&self, noted: &Noted, workdir: &Path) -> Environ {
         let (mut environ, _) = environment::make(&self.environ, &noted.image, &self.config, workdir);
         if let Some(injected) = &noted.injected {
             injected.apply(&mut environ);
+        }
+        if noted.wiring.is_some() {
+            bridge::scrub(&mut environ);
         }
         environ
     }
@@ -445,14 +475,24 @@ impl Request {
             let prober = Prober::new(&view);
             let started = self.started(&view, &path, &workdir, &environ);
             let looked = verdict::look(&prober, &started, program, Detail::Quick)?;
-            let own = verdict::own(&prober, &looked, &environ, self.job.as_ref(), self.config.mpi.value);
+            let own = verdict::own(&prober, &looked, &environ, self.job.as_ref(), &self.config);
             // A command that only names a program may do something else with it.
-            if looked.remark.is_none() {
-                own?;
+            if looked.remark.is_none() && noted.wiring.is_none() {
+                let (_, wiring) = own?;
+                if wiring.is_some() {
+                    return Err(Error::new(
+                        Code::PmiMismatch,
+                        format!(
+                            "{} needs a bridge, the node's first program of this name did not",
+                            path.display()
+                        ),
+                        "name the programs of one job by different paths, or bridge them all with --mpi=bridge",
+                    ));
+                }
             }
             notes::judged(&digest);
         }
-        Ok(Ready { workdir, program: path, environ })
+        Ok(Ready { workdir, program: path, environ, wiring: noted.wiring.clone() })
     }
 
     /// What people should know, once per node: the builder speaks.
@@ -472,7 +512,7 @@ impl Request {
                     eprintln!("hpc-launch: --mpi=host overrides: {what}");
                 }
             }
-            MpiVerdict::Own { .. } | MpiVerdict::NoneSeen => {}
+            MpiVerdict::Own { .. } | MpiVerdict::Bridge { .. } | MpiVerdict::NoneSeen => {}
         }
     }
 }
@@ -498,6 +538,8 @@ struct Noted {
     image: ImageEnvironment,
     /// What the host's MPI needs there.
     injected: Option<Injected>,
+    /// How the helper serves the program's MPI.
+    wiring: Option<Wiring>,
 }
 
 /// The host's root as it can be seen now.

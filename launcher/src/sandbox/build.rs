@@ -109,6 +109,11 @@ impl Building {
         self.opened.replace(None);
     }
 
+    /// What of the host the image covers where it is attached.
+    pub fn covered(&self) -> &Path {
+        if self.staged { Path::new(STAGE) } else { &self.root }
+    }
+
     /// The image's root, to be looked at.
     pub fn view(&self) -> Result<View> {
         View::open(&self.root)
@@ -189,7 +194,8 @@ impl Building {
                 self.apart = true;
             }
             match step {
-                Step::UserNamespace { .. } | Step::MountNamespace => {}
+                // Started before, since it must not be in here.
+                Step::UserNamespace { .. } | Step::MountNamespace | Step::Helper { .. } => {}
                 Step::Root { writable: true, .. } => {
                     self.writable_root(&made_in_memory(&steps[i..]), privileged)?
                 }

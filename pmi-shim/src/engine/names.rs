@@ -52,7 +52,8 @@ impl Names {
         match ask {
             Ask::Publish(infos) => {
                 // Directives are keys of PMIx's own.
-                let values = || infos.iter().filter(|i| !i.key.starts_with("pmix.") || i.value.text().is_some());
+                let values =
+                    || infos.iter().filter(|i| !i.key.starts_with("pmix.") || i.value.text().is_some());
                 if values().any(|i| self.known.contains_key(&i.key)) {
                     return vec![(peer, Answer::Exists)];
                 }

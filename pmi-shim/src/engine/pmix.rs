@@ -81,7 +81,8 @@ impl Pmix {
     pub fn admit(&self, hello: &Hello) -> Result<(), (i32, String)> {
         hello.judge()?;
         if hello.nspace != self.nspace {
-            let what = format!("a PMIx client of {:?} asks to connect: this is {:?}", hello.nspace, self.nspace);
+            let what =
+                format!("a PMIx client of {:?} asks to connect: this is {:?}", hello.nspace, self.nspace);
             return Err((status::INVALID_CRED, what));
         }
         Ok(())
@@ -119,9 +120,7 @@ impl Pmix {
                 let job_data = pack(job, &self.nspace, self.directories.as_ref());
                 self.enter(job, peer, tag, "connect", &procs, Writer::new().bytes(&job_data))
             }
-            Request::Disconnect { procs } => {
-                self.enter(job, peer, tag, "disconnect", &procs, Writer::new())
-            }
+            Request::Disconnect { procs } => self.enter(job, peer, tag, "disconnect", &procs, Writer::new()),
             Request::Finalize => vec![Effect::Finalize(peer, reply(tag, with(status::SUCCESS)))],
             Request::Abort { status: code, message } => {
                 let mut effects = send(with(status::SUCCESS));
@@ -209,8 +208,7 @@ impl Pmix {
         infos: &[Info],
         key: Option<String>,
     ) -> Vec<Effect> {
-        let not_found =
-            || vec![Effect::Send(peer.link, reply(tag, Writer::new().status(status::NOT_FOUND)))];
+        let not_found = || vec![Effect::Send(peer.link, reply(tag, Writer::new().status(status::NOT_FOUND)))];
         let known = |rank: u32| key.as_ref().is_none_or(|key| self.has(rank, key));
         // The job's own data has been given; what is not among it does not exist.
         let of_launcher = key.as_ref().is_some_and(|key| key.starts_with("pmix.")) && !known(proc.rank);
@@ -416,7 +414,10 @@ mod tests {
         commit(&mut e, 1, scope::REMOTE, "r");
         // Other nodes get what is for them, once.
         let fresh = e.take_fresh();
-        assert_eq!(fresh.iter().map(|(r, b)| (*r, keys(b).unwrap())).collect::<Vec<_>>(), [(1, vec!["r".into(), "g".into()])]);
+        assert_eq!(
+            fresh.iter().map(|(r, b)| (*r, keys(b).unwrap())).collect::<Vec<_>>(),
+            [(1, vec!["r".into(), "g".into()])]
+        );
         assert_eq!(e.take_fresh(), []);
         // What the launcher would know, and does not, is answered at once.
         let known = replies(&e.handle(&job(), peer(0), 9, &get(1, "pmix.hwlocxml2", &[])));

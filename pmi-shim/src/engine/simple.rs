@@ -90,14 +90,16 @@ impl Simple {
         };
         let effects = match frame {
             Frame::Line(_) => self.one(job, peer, &request),
-            Frame::Block(_) => Ok(vec![self.answer(
-                peer,
-                &request,
-                // An MPI error for the program, and nothing worse.
-                Message::new("spawn_result")
-                    .with("rc", -1)
-                    .with("msg", "this launcher starts no further processes"),
-            )]),
+            Frame::Block(_) => Ok(vec![
+                self.answer(
+                    peer,
+                    &request,
+                    // An MPI error for the program, and nothing worse.
+                    Message::new("spawn_result")
+                        .with("rc", -1)
+                        .with("msg", "this launcher starts no further processes"),
+                ),
+            ]),
             Frame::Two(_) => self.two(job, peer, &request),
         };
         effects.unwrap_or_else(|why| vec![Effect::Broken(peer.link, why)])
@@ -289,7 +291,8 @@ impl Simple {
                 bad: self.bytes(peer, request, response().with("rc", -1)),
             }],
             "info-putnodeattr" => {
-                let (key, value) = (field("key")?.to_owned(), request.get("value").unwrap_or_default().to_owned());
+                let (key, value) =
+                    (field("key")?.to_owned(), request.get("value").unwrap_or_default().to_owned());
                 self.size += key.len() + value.len();
                 if self.size > MAX_SPACE {
                     return Err(format!("the node's attributes are more than {MAX_SPACE} bytes"));
@@ -430,7 +433,10 @@ mod tests {
             "cmd=response_to_init pmi_version=1 pmi_subversion=1 rc=0\n"
         );
         one(&mut e, 2, "cmd=init pmi_version=1 pmi_subversion=1");
-        assert_eq!(one(&mut e, 0, "cmd=get_maxes"), "cmd=maxes kvsname_max=256 keylen_max=64 vallen_max=1024\n");
+        assert_eq!(
+            one(&mut e, 0, "cmd=get_maxes"),
+            "cmd=maxes kvsname_max=256 keylen_max=64 vallen_max=1024\n"
+        );
         assert_eq!(one(&mut e, 2, "cmd=get_appnum"), "cmd=appnum appnum=1\n");
         assert_eq!(one(&mut e, 2, "cmd=get_universe_size"), "cmd=universe_size size=3\n");
         assert_eq!(one(&mut e, 2, "cmd=get_my_kvsname"), "cmd=my_kvsname kvsname=kvs.1\n");
@@ -445,7 +451,10 @@ mod tests {
         assert_eq!(one(&mut e, 0, "cmd=put kvsname=k key=P1 value=a=b"), "cmd=put_result rc=0 msg=success\n");
         assert!(one(&mut e, 0, "cmd=put kvsname=k key=PMI_x value=a").contains("rc=-1"));
         assert_eq!(one(&mut e, 2, "cmd=get kvsname=k key=P1"), "cmd=get_result rc=0 msg=success value=a=b\n");
-        assert_eq!(one(&mut e, 2, "cmd=getbyidx kvsname=k idx=0"), "cmd=getbyidx_results rc=0 nextidx=1 key=P1 val=a=b\n");
+        assert_eq!(
+            one(&mut e, 2, "cmd=getbyidx kvsname=k idx=0"),
+            "cmd=getbyidx_results rc=0 nextidx=1 key=P1 val=a=b\n"
+        );
         assert!(one(&mut e, 2, "cmd=getbyidx kvsname=k idx=1").contains("rc=-1 reason=no_more_keyvals"));
         assert_eq!(e.take_fresh(), [("P1".to_owned(), "a=b".to_owned())]);
         assert_eq!(e.take_fresh(), []);
@@ -466,7 +475,8 @@ mod tests {
             assert_eq!(reply, "cmd=response_to_init pmi_version=2 pmi_subversion=0 rc=0\n");
         }
         let full = two(&mut e, 1, "cmd=fullinit;pmijobid=x;pmirank=1;threaded=FALSE;");
-        for part in ["rc=0;", "pmi-version=2;", "pmiversion=2;", "rank=1;size=3;appnum=0;", "debugged=FALSE;"] {
+        for part in ["rc=0;", "pmi-version=2;", "pmiversion=2;", "rank=1;size=3;appnum=0;", "debugged=FALSE;"]
+        {
             assert!(full.contains(part), "{full}");
         }
         assert_eq!(two(&mut e, 0, "cmd=job-getid;"), "    40cmd=job-getid-response;jobid=kvs.1;rc=0;");

@@ -148,7 +148,15 @@ mod tests {
 
     fn job(node_of: Vec<u32>) -> Job {
         let appnum = vec![0; node_of.len()];
-        Job { id: "j".into(), node_of, hosts: Vec::new(), node: 0, appnum, universe: None, oversubscribed: false }
+        Job {
+            id: "j".into(),
+            node_of,
+            hosts: Vec::new(),
+            node: 0,
+            appnum,
+            universe: None,
+            oversubscribed: false,
+        }
     }
 
     fn enter(c: &mut Collectives, job: &Job, rank: u32, others: &Participants) -> bool {
@@ -159,10 +167,8 @@ mod tests {
     #[test]
     fn different_collectives_do_not_mix_and_the_next_one_may_begin() {
         let (mut c, job) = (Collectives::default(), job(vec![0, 0, 0]));
-        let (all, pair) = (
-            Participants::all("barrier"),
-            Participants { ranks: Some(vec![0, 1]), name: "fence".into() },
-        );
+        let (all, pair) =
+            (Participants::all("barrier"), Participants { ranks: Some(vec![0, 1]), name: "fence".into() });
         enter(&mut c, &job, 0, &all);
         enter(&mut c, &job, 1, &all);
         enter(&mut c, &job, 0, &pair);

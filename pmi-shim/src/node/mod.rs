@@ -163,14 +163,30 @@ impl Node {
         self.pmix.as_ref().map(Pmix::nspace)
     }
 
+    /// The connections by which a rank speaks.
+    pub fn links_of(&self, rank: u32) -> Vec<Link> {
+        let is_its = |session: &Session| match session {
+            Session::Simple(its, _) | Session::Pmix(its, _) => *its == rank,
+            _ => false,
+        };
+        self.sessions.iter().filter(|(_, session)| is_its(session)).map(|(link, _)| *link).collect()
+    }
+
     /// How far a rank is.
     pub fn stage(&self, rank: u32) -> Option<Stage> {
         self.members.get(&rank).map(|m| m.stage)
     }
 
     /// A rank of this node, with its PMI connection if it has one, and that to the launcher. Its program may
-    /// start when it is welcome.
-    pub fn join(&mut self, rank: u32, pmi: Option<Link>, host: Option<(Link, Host)>) -> Result<(), String> {
+    /// start when it is welcome; `must_know`: not before the job is known, as who speaks PMIx must have its
+    /// namespace, which only some launchers tell in the environment.
+    pub fn join(
+        &mut self,
+        rank: u32,
+        pmi: Option<Link>,
+        host: Option<(Link, Host)>,
+        must_know: bool,
+    ) -> Result<(), String> {
         if self.members.contains_key(&rank) {
             return Err(format!("there is a rank {rank} on this node already"));
         }
@@ -194,8 +210,7 @@ impl Node {
             self.sessions.insert(link, Session::Host(rank));
             uplink.join(rank, link, host);
         }
-        // Who speaks PMIx must know its namespace, which only some launchers have told by now.
-        if pmi.is_none() && self.job.is_none() {
+        if must_know && self.job.is_none() {
             self.start(rank);
         } else {
             self.welcome(rank);
@@ -275,7 +290,8 @@ impl Node {
         };
         let Some(pmix) = &self.pmix else { return self.turn_away(link) };
         let member = self.members.get(&hello.rank);
-        let taken = self.sessions.values().any(|s| matches!(s, Session::Pmix(rank, _) if *rank == hello.rank));
+        let taken =
+            self.sessions.values().any(|s| matches!(s, Session::Pmix(rank, _) if *rank == hello.rank));
         let judged = pmix.admit(&hello).and_then(|()| match member {
             Some(_) if taken => {
                 let what = format!("two processes say that they are rank {}", hello.rank);
@@ -546,11 +562,17 @@ impl Node {
                 Out::Send(link, bytes) => self.out.push(Do::Send(link, bytes)),
                 Out::Job(job) => {
                     self.pmix = Some(Pmix::new(&nspace(&job), self.directories.clone()));
-                    let strangers: Vec<u32> =
-                        self.members.keys().copied().filter(|r| job.node_of.get(*r as usize) != Some(&job.node)).collect();
+                    let strangers: Vec<u32> = self
+                        .members
+                        .keys()
+                        .copied()
+                        .filter(|r| job.node_of.get(*r as usize) != Some(&job.node))
+                        .collect();
                     self.job = Some(job);
                     if let Some(rank) = strangers.first() {
-                        self.fail(format!("the launcher says that rank {rank}, which is here, is on another node"));
+                        self.fail(format!(
+                            "the launcher says that rank {rank}, which is here, is on another node"
+                        ));
                     }
                     let ranks: Vec<u32> = self.members.keys().copied().collect();
                     ranks.into_iter().for_each(|rank| self.welcome(rank));
@@ -596,7 +618,9 @@ impl Node {
         for (node, bytes) in parts {
             let part = match Part::unpack(&bytes) {
                 Ok(part) => part,
-                Err(e) => return self.fail(format!("node {node} gave something that is none of our parts: {e}")),
+                Err(e) => {
+                    return self.fail(format!("node {node} gave something that is none of our parts: {e}"));
+                }
             };
             if self.introducing {
                 hosts.insert(node, part.host);
@@ -642,8 +666,16 @@ impl Node {
         if member.ended
             && let Some(link) = member.host
         {
+            self.sessions.remove(&link);
             self.out.push(Do::Close(link));
         }
+    }
+
+    /// Whether the launcher has not yet heard that a rank, of which it knows only by our asking, is finished.
+    pub fn owes_launcher(&self) -> bool {
+        let owes = |m: &Member| m.ended && m.ready && m.stage == Stage::Silent;
+        let open = |m: &Member| m.host.is_some_and(|link| self.sessions.contains_key(&link));
+        self.members.values().any(|m| owes(m) && open(m))
     }
 
     /// A connection has ended.
@@ -655,9 +687,10 @@ impl Node {
                 {
                     return self.finalized(rank);
                 }
-                let over = self.members.get(&rank).is_none_or(|m| {
-                    m.ended || m.stage == Stage::Finished && m.finishing.is_empty()
-                });
+                let over = self
+                    .members
+                    .get(&rank)
+                    .is_none_or(|m| m.ended || m.stage == Stage::Finished && m.finishing.is_empty());
                 if !over {
                     self.fail(format!("the launcher has closed its connection with rank {rank}"));
                 }

@@ -172,9 +172,7 @@ impl Request {
             number::GROUP_CONSTRUCT => {
                 Request::GroupConstruct { group: r.string()?, procs: procs(&mut r)?, infos: r.infos()? }
             }
-            number::GROUP_DESTRUCT => {
-                Request::GroupDestruct { group: r.string()?, procs: procs(&mut r)? }
-            }
+            number::GROUP_DESTRUCT => Request::GroupDestruct { group: r.string()?, procs: procs(&mut r)? },
             number::NOTIFY | number::REGISTER_EVENTS | number::LOG => Request::Granted,
             number::DEREGISTER_EVENTS => Request::Silent,
             other => Request::Other(other),

@@ -225,7 +225,10 @@ impl Hello {
         let of = format!("PMIx {} of rank {}", self.version, self.rank);
         let failed = |what: String| Err((status::HANDSHAKE_FAILED, what));
         if self.flag != SIMPLE_CLIENT {
-            return failed(format!("a PMIx tool (kind {}) asks to connect: only ranks are served", self.flag));
+            return failed(format!(
+                "a PMIx tool (kind {}) asks to connect: only ranks are served",
+                self.flag
+            ));
         }
         if self.security != "native" {
             return failed(format!(

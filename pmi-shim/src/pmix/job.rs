@@ -54,9 +54,10 @@ pub fn pack(job: &Job, nspace: &str, directories: Option<&Directories>) -> Vec<u
     if job.oversubscribed {
         top("pmix.ndosub", Value::Bool(true));
     }
-    let map = hosts.iter().zip(&peers).fold(Writer::new().size(hosts.len()), |w, (host, ranks)| {
-        w.kval(host, &Value::string(list(ranks)))
-    });
+    let map = hosts
+        .iter()
+        .zip(&peers)
+        .fold(Writer::new().size(hosts.len()), |w, (host, ranks)| w.kval(host, &Value::string(list(ranks))));
     top("pmix.mblob", Value::bytes(map.into_bytes()));
     for (node, (host, ranks)) in hosts.iter().zip(&peers).enumerate() {
         let infos = [

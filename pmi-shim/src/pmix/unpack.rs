@@ -219,9 +219,7 @@ impl<'a> Reader<'a> {
             kind::INT16 => Value::Signed(kind, i64::from(self.u16()? as i16)),
             kind::INT32 => Value::Signed(kind, i64::from(self.u32()? as i32)),
             kind::INT64 => Value::Signed(kind, self.u64()? as i64),
-            kind::UINT16 | kind::IOF_CHANNEL | kind::DATA_TYPE => {
-                Value::Unsigned(kind, self.u16()?.into())
-            }
+            kind::UINT16 | kind::IOF_CHANNEL | kind::DATA_TYPE => Value::Unsigned(kind, self.u16()?.into()),
             kind::UINT32 | kind::INFO_DIRECTIVES => Value::Unsigned(kind, self.u32()?.into()),
             kind::UINT64 | kind::TIME => Value::Unsigned(kind, self.u64()?),
             kind::FLOAT | kind::DOUBLE => Value::Decimal(kind, self.text()?),
@@ -234,9 +232,7 @@ impl<'a> Reader<'a> {
             }
             kind::ENVAR => Value::Envar(self.text()?, self.text()?, self.byte()?),
             kind::INFO => Value::Info(Box::new(self.info(depth + 1)?)),
-            kind::KVAL => {
-                Value::Kval(Box::new(Info { key: self.text()?, value: self.typed(depth + 1)? }))
-            }
+            kind::KVAL => Value::Kval(Box::new(Info { key: self.text()?, value: self.typed(depth + 1)? })),
             kind::VALUE => Value::Value(Box::new(self.typed(depth + 1)?)),
             kind::DATA_ARRAY => {
                 let (kind, length) = (self.u16()?, bounded(self.size_value()?)?);
@@ -283,7 +279,8 @@ mod tests {
 
     fn value() -> impl Strategy<Value = Value> {
         leaf().prop_recursive(4, 24, 6, |inner| {
-            let info = ("[a-z.]{1,12}", inner).prop_map(|(key, value)| Value::Info(Box::new(Info { key, value })));
+            let info =
+                ("[a-z.]{1,12}", inner).prop_map(|(key, value)| Value::Info(Box::new(Info { key, value })));
             prop::collection::vec(info, 0..6).prop_map(|v| Value::Array(kind::INFO, v))
         })
     }

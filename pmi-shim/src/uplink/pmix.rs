@@ -292,7 +292,8 @@ impl Client {
                 good(&mut r, &format!("getting what node {node} put"))?;
                 let key = self.key();
                 let part = find(&mut r, &key).map_err(said)?;
-                let part = part.ok_or_else(|| format!("the launcher's PMIx server lost what node {node} put"))?;
+                let part =
+                    part.ok_or_else(|| format!("the launcher's PMIx server lost what node {node} put"))?;
                 if let Some(gathering) = &mut self.gathering {
                     gathering.parts.push((node, part));
                     gathering.missing -= 1;

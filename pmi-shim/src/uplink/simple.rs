@@ -249,7 +249,8 @@ impl Client {
             match BASE64.decode(text) {
                 Ok(part) => parts.push((node, part)),
                 Err(e) => {
-                    return out.push(Out::Failed(format!("what node {node} gave to the others is damaged: {e}")));
+                    return out
+                        .push(Out::Failed(format!("what node {node} gave to the others is damaged: {e}")));
                 }
             }
         }
@@ -351,7 +352,8 @@ impl Client {
             For::Name => {
                 self.name = message.get("kvsname").or(message.get("jobid")).map(str::to_owned);
                 if let Some(name) = message.get("kvsname") {
-                    let mapping = Message::new("get").with("kvsname", name).with("key", "PMI_process_mapping");
+                    let mapping =
+                        Message::new("get").with("kvsname", name).with("key", "PMI_process_mapping");
                     self.ask_for(rank, For::Mapping, mapping, out);
                 }
             }
@@ -410,10 +412,8 @@ impl Client {
     /// The versions are agreed.
     fn initialised(&mut self, rank: u32, out: &mut Vec<Out>) {
         if self.is_two(rank) {
-            let command = Message::new("fullinit")
-                .with("pmijobid", "")
-                .with("pmirank", rank)
-                .with("threaded", "FALSE");
+            let command =
+                Message::new("fullinit").with("pmijobid", "").with("pmirank", rank).with("threaded", "FALSE");
             return self.ask_for(rank, For::FullInit, command, out);
         }
         if !self.asking {
@@ -445,11 +445,12 @@ impl Client {
             Some(node_of) => node_of,
             None if size == 1 => vec![0],
             None => {
-                return Err(format!("the launcher does not say where the ranks are: its mapping is {text:?}"));
+                return Err(format!(
+                    "the launcher does not say where the ranks are: its mapping is {text:?}"
+                ));
             }
         };
-        let node =
-            *node_of.get(rank as usize).ok_or_else(|| format!("rank {rank} is none of {size}"))?;
+        let node = *node_of.get(rank as usize).ok_or_else(|| format!("rank {rank} is none of {size}"))?;
         let name = self.name.clone().ok_or("the launcher gives the job no name")?;
         self.job = Some(Job {
             id: safe_name(&name),
@@ -574,7 +575,11 @@ mod tests {
     }
 
     /// Runs every node's client until nothing more is to be said; what they put out besides.
-    fn talk(launcher: &mut Launcher, clients: &mut [Client], mut outs: Vec<(usize, Out)>) -> Vec<(usize, Out)> {
+    fn talk(
+        launcher: &mut Launcher,
+        clients: &mut [Client],
+        mut outs: Vec<(usize, Out)>,
+    ) -> Vec<(usize, Out)> {
         let mut seen = Vec::new();
         while !outs.is_empty() {
             let (node, out) = outs.remove(0);
@@ -608,13 +613,17 @@ mod tests {
         assert_eq!(seen.iter().filter(|(_, o)| matches!(o, Out::Started(_))).count(), node_of.len());
         for (node, out) in &seen {
             if let Out::Job(job) = out {
-                assert_eq!((job.node as usize, &job.node_of, job.universe), (*node, &node_of, clients[*node].universe));
+                assert_eq!(
+                    (job.node as usize, &job.node_of, job.universe),
+                    (*node, &node_of, clients[*node].universe)
+                );
                 assert_eq!(job.id, "kvs.7");
             }
         }
         let mut launched = launcher;
         for round in 0..2u8 {
-            let part = |node: usize| (0..length).map(|i| (i as u8) ^ (node as u8) ^ round).collect::<Vec<u8>>();
+            let part =
+                |node: usize| (0..length).map(|i| (i as u8) ^ (node as u8) ^ round).collect::<Vec<u8>>();
             let mut outs = Vec::new();
             for (node, client) in clients.iter_mut().enumerate() {
                 let mut out = Vec::new();
@@ -655,7 +664,9 @@ mod tests {
         assert_eq!(out, [Out::Send(5, init(true).encode(Protocol::One))]);
         out.clear();
         client.receive(5, b"cmd=response_to_init pmi_version=2 pmi_subversion=0 rc=0\n", &mut out);
-        assert!(matches!(&out[..], [Out::Send(5, b)] if b.starts_with(b"    58cmd=fullinit;") || b[6..].starts_with(b"cmd=fullinit;")));
+        assert!(
+            matches!(&out[..], [Out::Send(5, b)] if b.starts_with(b"    58cmd=fullinit;") || b[6..].starts_with(b"cmd=fullinit;"))
+        );
     }
 
     #[test]

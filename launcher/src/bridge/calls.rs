@@ -1,0 +1,61 @@
+//! System calls of the bridge that no crate wraps.
+
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+use nix::errno::Errno;
+use nix::sys::signal::Signal;
+
+/// A descriptor that becomes readable when the process ends (pidfd_open(2), Linux 5.3).
+#[allow(unsafe_code)]
+pub fn pidfd(pid: i32) -> nix::Result<OwnedFd> {
+    // SAFETY: two integers go in, a descriptor that nothing else knows comes out.
+    unsafe {
+        let fd = Errno::result(libc::syscall(libc::SYS_pidfd_open, pid, 0))?;
+        Ok(OwnedFd::from_raw_fd(fd as RawFd))
+    }
+}
+
+/// A signal to the very process of that descriptor, whatever has become of its number.
+#[allow(unsafe_code)]
+pub fn signal(pidfd: &OwnedFd, signal: Signal) -> nix::Result<()> {
+    let none = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: integers and a null pointer, which stands for what kill(2) would say.
+    Errno::result(unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal as i32, none, 0)
+    })
+    .map(drop)
+}
+
+/// Whoever of this process holds `end` of a pipe is killed when its other end is closed: by the kernel, also
+/// after an exec (fcntl(2), F_SETSIG; fs/pipe.c, pipe_release).
+#[allow(unsafe_code)]
+pub fn die_with(end: &OwnedFd) -> nix::Result<()> {
+    let fd = end.as_raw_fd();
+    let set = |command: i32, value: i32| {
+        // SAFETY: these commands take an integer.
+        Errno::result(unsafe { libc::fcntl(fd, command, value) }).map(drop)
+    };
+    // Not in libc: F_SETSIG of asm-generic/fcntl.h.
+    const F_SETSIG: i32 = 10;
+    set(F_SETSIG, libc::SIGKILL)?;
+    set(libc::F_SETOWN, nix::unistd::getpid().as_raw())?;
+    set(libc::F_SETFL, libc::O_ASYNC)?;
+    inherit(end)
+}
+
+/// Survives an exec.
+#[allow(unsafe_code)]
+pub fn inherit(fd: &OwnedFd) -> nix::Result<()> {
+    // SAFETY: the command takes an integer.
+    Errno::result(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, 0) }).map(drop)
+}
+
+/// Takes a descriptor that was inherited: it is of no more use to the program that follows.
+#[allow(unsafe_code)]
+pub fn take(fd: RawFd) -> nix::Result<OwnedFd> {
+    // SAFETY: the command takes an integer, and says whether there is such a descriptor; nothing else here knows it.
+    unsafe {
+        Errno::result(libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC))?;
+        Ok(OwnedFd::from_raw_fd(fd))
+    }
+}
