@@ -8,6 +8,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use pmi_shim::downlink::Downlink;
 use pmi_shim::launcher::ASSUMED;
 
+use crate::standalone::topology::BindTo;
+
 /// Run one containerised MPI rank: put it between the launcher and the program.
 ///
 ///   mpirun -n 64 hpc-launch IMAGE ./solver
@@ -25,6 +27,9 @@ pub struct Cli {
     /// Without a subcommand: run.
     #[command(subcommand)]
     pub command: Option<Command>,
+    /// A job without a launcher.
+    #[command(flatten)]
+    pub job: JobOptions,
     /// How to run.
     #[command(flatten)]
     pub options: Options,
@@ -49,7 +54,8 @@ impl Cli {
         {
             return None;
         }
-        Some(Cli { command: None, options: Options::default(), image: Some(image.into()), command_line })
+        let (job, options) = (JobOptions::default(), Options::default());
+        Some(Cli { command: None, job, options, image: Some(image.into()), command_line })
     }
 }
 
@@ -110,6 +116,41 @@ pub struct Run {
     /// The program inside the container, and its arguments
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
+}
+
+/// Options of a job that hpc-launch starts itself.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Without a launcher")]
+pub struct JobOptions {
+    /// Start N ranks on this node, no launcher needed; other programs of the job follow behind `:`
+    #[arg(long = "np", short = 'n', value_name = "N")]
+    pub ranks: Option<u32>,
+    /// Allow more ranks than cores
+    #[arg(long, requires = "ranks")]
+    pub oversubscribe: bool,
+    /// Bind each rank [default: core]
+    #[arg(long, value_enum, value_name = "WHAT", requires = "ranks")]
+    pub bind_to: Option<BindTo>,
+    /// Begin each line that a rank writes with its number: [1,RANK]<stdout>:
+    #[arg(long, requires = "ranks", conflicts_with = "output_dir")]
+    pub tag_output: bool,
+    /// Write what ranks write into DIR/rank.N/stdout and stderr
+    #[arg(long, value_name = "DIR", requires = "ranks")]
+    pub output_dir: Option<PathBuf>,
+    /// End the job after so many seconds, with status 124
+    #[arg(long, value_name = "SECONDS", requires = "ranks")]
+    pub timeout: Option<u64>,
+}
+
+impl JobOptions {
+    /// Whether anything but the number of ranks is given.
+    pub fn is_more_than_ranks(&self) -> bool {
+        self.oversubscribe
+            || self.bind_to.is_some()
+            || self.tag_output
+            || self.output_dir.is_some()
+            || self.timeout.is_some()
+    }
 }
 
 /// Which MPI to use.

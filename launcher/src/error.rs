@@ -68,6 +68,7 @@ catalogue! {
     LockForeign "lock-foreign" EXIT_REFUSED "Another user's process holds the name under which this job's ranks meet.";
     PmiMismatch "pmi-mismatch" EXIT_REFUSED "The launcher and the program's MPI cannot talk to each other: every rank would be a job of one.";
     PmiUnusable "pmi-unusable" EXIT_REFUSED "The launcher's PMI cannot be worked with: closed, contradicting itself, or in a dialect that is not spoken.";
+    TooManyRanks "too-many-ranks" EXIT_REFUSED "More ranks were asked for than there are cores.";
     HelperLost "helper-lost" EXIT_REFUSED "The helper between the launcher and the program's MPI is gone.";
     HostMpiMissing "host-mpi-missing" EXIT_REFUSED "The host's MPI that was asked for is not there, or none is there that could replace the image's.";
     NotInjectable "not-injectable" EXIT_REFUSED "No other MPI can be put under this program: it is static, or made for another C library.";

@@ -19,6 +19,7 @@ mod program;
 mod rank;
 mod report;
 mod sandbox;
+mod standalone;
 mod verdict;
 
 use std::ffi::OsString;
@@ -98,6 +99,9 @@ fn report_once(job: Option<&JobStep>, e: &Error) {
 
 /// Answers the exit status.
 fn dispatch(cli: Cli, environ: Environ, job: Option<JobStep>) -> Result<u8> {
+    if cli.command.is_none() && cli.job.ranks.is_some() {
+        return standalone::run(cli, environ, job.as_ref());
+    }
     match (cli.command, cli.image) {
         (Some(Command::Config { json }), _) => show_config(&Config::load(&environ, None)?, json).map(|()| 0),
         (Some(Command::Check(mut args)), _) => {
@@ -148,7 +152,7 @@ fn show_check(args: CheckArgs, environ: Environ, job: Option<JobStep>, json: boo
 
 fn request(run: Run, environ: Environ, job: Option<JobStep>) -> Result<Request> {
     let config = Config::load(&environ, Some(&run.options))?;
-    Ok(Request { image: run.image, command: run.command, config, environ, job })
+    Ok(Request { image: run.image, command: run.command, config, environ, job, door: None })
 }
 
 /// Plans in this very process: its namespaces end with it, and nothing else has changed.

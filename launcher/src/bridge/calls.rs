@@ -50,6 +50,20 @@ pub fn inherit(fd: &OwnedFd) -> nix::Result<()> {
     Errno::result(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, 0) }).map(drop)
 }
 
+/// Puts a descriptor in the place of another, to be inherited.
+#[allow(unsafe_code)]
+pub fn replace(fd: &OwnedFd, at: RawFd) -> nix::Result<()> {
+    // SAFETY: whoever uses the number afterwards expects to find there what was put in its place.
+    Errno::result(unsafe { libc::dup2(fd.as_raw_fd(), at) }).map(drop)
+}
+
+/// Ends this process, a copy of another, without anything that the original will still do.
+#[allow(unsafe_code)]
+pub fn exit_now(status: i32) -> ! {
+    // SAFETY: ends the process.
+    unsafe { libc::_exit(status) }
+}
+
 /// Takes a descriptor that was inherited: it is of no more use to the program that follows.
 #[allow(unsafe_code)]
 pub fn take(fd: RawFd) -> nix::Result<OwnedFd> {

@@ -13,10 +13,12 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::signal::Signal;
 use pmi_shim::engine::Link;
+use pmi_shim::job::Job;
 use pmi_shim::node::{Do, Node, Stage};
 use pmi_shim::uplink::Host;
 
 use super::calls;
+use super::letters::{self, Reply, Request};
 use super::peer;
 
 /// Unread answers of a rank, in bytes, beyond which it is not listened to.
@@ -138,9 +140,41 @@ impl Events {
         let _ = self.epoll.delete(fd);
     }
 
+    /// A rank that comes with its letter and descriptors.
+    pub fn admit(&mut self, letter: Request, mut descriptors: Vec<OwnedFd>, pid: i32) -> Result<(), String> {
+        let Request::Join { rank, pmi, must_know, host, .. } = letter else {
+            return Err("a rank is to say which it is".to_owned());
+        };
+        descriptors.reverse();
+        let lifeline = descriptors.pop().ok_or("a rank is to bring its lifeline")?;
+        let pmi = if pmi { descriptors.pop() } else { None };
+        let host = match host {
+            letters::Host::None => None,
+            letters::Host::Descriptor => descriptors.pop().map(|fd| (Some(fd), Host::Open)),
+            letters::Host::At(address) => Some((None, Host::At(address))),
+        };
+        self.join(rank, pid, lifeline, pmi, host, must_know)
+    }
+
+    /// What a rank is told when its program may start.
+    pub fn welcome(&self, rank: u32) -> Reply {
+        let job = self.node.job();
+        let local = job.and_then(|job| {
+            let local = job.local();
+            let place = local.iter().position(|r| *r == rank)?;
+            Some((place as u32, local.len() as u32))
+        });
+        Reply::Welcome {
+            nspace: self.node.nspace().map(str::to_owned),
+            address: self.address().unwrap_or_default(),
+            size: job.map(Job::size),
+            local,
+        }
+    }
+
     /// A rank: its process, the pipe whose end is its end, its PMI connection, that to the launcher; `must_know`: it
     /// is welcome only when the job is known.
-    pub fn join(
+    fn join(
         &mut self,
         rank: u32,
         pid: i32,
@@ -269,7 +303,15 @@ impl Events {
     }
 
     fn ended(&mut self, rank: u32) {
-        let Some(process) = self.ranks.remove(&rank) else { return };
+        if self.ranks.contains_key(&rank) {
+            let stage = self.finish(rank);
+            self.events.push(Event::Ended(rank, stage));
+        }
+    }
+
+    /// A rank's process has ended, as its parent knows: how far it was.
+    pub fn finish(&mut self, rank: u32) -> Stage {
+        let Some(process) = self.ranks.remove(&rank) else { return Stage::Silent };
         let _ = self.epoll.delete(&process.pidfd);
         // What it wrote before is to be read first: a finalize, an abort.
         for link in self.node.links_of(rank) {
@@ -279,8 +321,8 @@ impl Events {
             }
         }
         let stage = self.node.ended(rank);
-        self.events.push(Event::Ended(rank, stage));
         self.settle();
+        stage
     }
 
     fn stream(&mut self, link: Link, what: EpollFlags) {

@@ -13,15 +13,13 @@ use nix::mount::{MntFlags, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{SockFlag, accept4, getsockopt, sockopt};
-use pmi_shim::job::{Job, safe_name};
 use pmi_shim::node::{Node, Stage};
-use pmi_shim::pmix::job::Directories;
-use pmi_shim::uplink::{self, Uplink, pmix, simple};
+use pmi_shim::uplink::{Uplink, pmix, simple};
 
-use super::SESSION;
 use super::ending::Ending;
 use super::events::{Event, Events};
-use super::letters::{self, Host, Reply, Request, Speaks};
+use super::letters::{self, Reply, Request, Speaks};
+use super::{alone, directories, host_name, raise_limit};
 
 /// How long a rank may take from its connection to its letter: it sends it at once.
 const LETTER_MS: u64 = 5000;
@@ -89,24 +87,6 @@ pub fn live(control: BorrowedFd, daemon: BorrowedFd) {
     };
     helper.first(daemon);
     while helper.step() {}
-}
-
-/// A rank needs four descriptors; the usual limit is 1024.
-fn raise_limit() {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
-        && soft < hard
-    {
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard.min(1 << 20), hard);
-    }
-}
-
-fn host_name() -> String {
-    nix::unistd::gethostname().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default()
-}
-
-fn directories() -> Option<Directories> {
-    Some(Directories { job: SESSION.to_owned(), ranks: true })
 }
 
 impl Helper {
@@ -196,19 +176,11 @@ impl Helper {
                     }
                 }
             }
-            Request::Join { rank, local_size, pmi, must_know, host, .. } => {
+            Request::Join { rank, local_size, .. } => {
                 self.expected = self.expected.or(local_size);
                 let Ok(peer) = getsockopt(&socket, sockopt::PeerCredentials) else { return };
-                descriptors.reverse();
-                let Some(lifeline) = descriptors.pop() else { return };
-                let pmi = if pmi { descriptors.pop() } else { None };
-                let host = match host {
-                    Host::None => None,
-                    Host::Descriptor => descriptors.pop().map(|fd| (Some(fd), uplink::Host::Open)),
-                    Host::At(address) => Some((None, uplink::Host::At(address))),
-                };
                 self.joining.insert(rank, socket);
-                match events.join(rank, peer.pid(), lifeline, pmi, host, must_know) {
+                match events.admit(letter, descriptors, peer.pid()) {
                     Ok(()) => self.joined += 1,
                     Err(why) => {
                         if let Some(socket) = self.joining.remove(&rank) {
@@ -221,20 +193,9 @@ impl Helper {
     }
 
     fn welcome(&mut self, rank: u32) {
-        let (Some(events), Some(socket)) = (&self.events, self.joining.remove(&rank)) else { return };
-        let job = events.node.job();
-        let local = job.and_then(|job| {
-            let local = job.local();
-            let place = local.iter().position(|r| *r == rank)?;
-            Some((place as u32, local.len() as u32))
-        });
-        let reply = Reply::Welcome {
-            nspace: events.node.nspace().map(str::to_owned),
-            address: events.address().unwrap_or_default(),
-            size: job.map(Job::size),
-            local,
-        };
-        let _ = letters::send(&socket, &reply, &[]);
+        if let (Some(events), Some(socket)) = (&self.events, self.joining.remove(&rank)) {
+            let _ = letters::send(&socket, &events.welcome(rank), &[]);
+        }
     }
 
     /// Waits for the next event and handles it; answers whether there is more to do.
@@ -390,20 +351,5 @@ impl Helper {
                 return;
             }
         }
-    }
-}
-
-/// A job that is on this node only and has no launcher to name it.
-pub fn alone(size: u32, host: &str, oversubscribed: bool) -> Job {
-    let time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    let name = format!("{host}.{}.{:x}", std::process::id(), time.as_nanos());
-    Job {
-        id: safe_name(&name),
-        node_of: vec![0; size as usize],
-        hosts: vec![host.to_owned()],
-        node: 0,
-        appnum: vec![0; size as usize],
-        universe: None,
-        oversubscribed,
     }
 }

@@ -9,8 +9,12 @@ mod calls;
 mod ending;
 mod events;
 mod helper;
-mod letters;
+pub mod letters;
 mod peer;
+
+pub use self::calls::{exit_now, replace};
+pub use self::ending::Ending;
+pub use self::events::{Event, Events};
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
@@ -23,7 +27,9 @@ use nix::sys::socket::{
 use nix::sys::stat::Mode;
 use nix::sys::time::TimeVal;
 use pmi_shim::downlink::{Downlink, Place, SCRUBBED, Wiring, variables};
+use pmi_shim::job::{Job, safe_name};
 use pmi_shim::launcher::{Offer, Rank};
+use pmi_shim::pmix::job::Directories;
 
 use self::letters::{Host, Reply, Request, Speaks};
 use crate::detached;
@@ -95,7 +101,6 @@ impl Helper {
         let address = UnixAddr::new(&self::door()).map_err(failed)?;
         bind(door.as_raw_fd(), &address).map_err(failed)?;
         listen(&door, Backlog::new(4096).unwrap_or(Backlog::MAXCONN)).map_err(failed)?;
-        make_directory(Path::new(SESSION)).map_err(failed)?;
         letters::send(&self.socket, &Request::Listen, &[door.as_raw_fd()]).map_err(failed)
     }
 }
@@ -124,6 +129,46 @@ pub fn scrub(environ: &mut Environ) -> Vec<Change> {
     changes
 }
 
+/// A rank needs four descriptors; the usual limit is 1024.
+pub fn raise_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+    {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard.min(1 << 20), hard);
+    }
+}
+
+/// This host's name.
+pub fn host_name() -> String {
+    nix::unistd::gethostname().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+/// Where a server's ranks may keep files.
+pub fn directories() -> Option<Directories> {
+    Some(Directories { job: SESSION.to_owned(), ranks: true })
+}
+
+/// A job that is on this node only and has no launcher to name it.
+pub fn alone(size: u32, host: &str, oversubscribed: bool) -> Job {
+    let time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let name = format!("{host}.{}.{:x}", std::process::id(), time.as_nanos());
+    Job {
+        id: safe_name(&name),
+        node_of: vec![0; size as usize],
+        hosts: vec![host.to_owned()],
+        node: 0,
+        appnum: vec![0; size as usize],
+        universe: None,
+        oversubscribed,
+    }
+}
+
+/// The directory for files of MPI, in the sandbox that this process is in.
+pub fn make_session() -> Result<()> {
+    make_directory(Path::new(SESSION)).map_err(|e| Error::step("making a directory for MPI's files", e))
+}
+
 /// One that is there already is as good.
 fn make_directory(path: &Path) -> nix::Result<()> {
     match nix::unistd::mkdir(path, Mode::S_IRWXU) {
@@ -133,8 +178,15 @@ fn make_directory(path: &Path) -> nix::Result<()> {
 }
 
 /// This rank comes to the helper and learns where its server is, which goes into `environ`. To be called inside,
-/// just before the exec. `outside`: the launcher's environment.
-pub fn join(job: &JobStep, wiring: &Wiring, outside: &Environ, environ: &mut Environ) -> Result<()> {
+/// just before the exec. `outside`: the launcher's environment; `door`: a connection to the helper, where there is
+/// one already.
+pub fn join(
+    job: &JobStep,
+    door: Option<&OwnedFd>,
+    wiring: &Wiring,
+    outside: &Environ,
+    environ: &mut Environ,
+) -> Result<()> {
     let rank = &job.rank;
     let number = rank.rank.ok_or_else(|| {
         let what = format!("{} does not say which rank this process is", rank.launcher.name());
@@ -175,8 +227,15 @@ pub fn join(job: &JobStep, wiring: &Wiring, outside: &Environ, environ: &mut Env
             "another rank's message may say why; else start the job again",
         )
     };
-    let socket = seqpacket().map_err(failed("making a socket"))?;
-    UnixAddr::new(&door()).and_then(|address| connect(socket.as_raw_fd(), &address)).map_err(gone)?;
+    let socket = match door {
+        Some(door) => door.try_clone().map_err(|e| Error::step("keeping the helper's connection", e))?,
+        None => {
+            let socket = seqpacket().map_err(failed("making a socket"))?;
+            let address = UnixAddr::new(&self::door()).map_err(gone)?;
+            connect(socket.as_raw_fd(), &address).map_err(gone)?;
+            socket
+        }
+    };
     let patience = TimeVal::new(PATIENCE_SECONDS, 0);
     setsockopt(&socket, sockopt::ReceiveTimeout, &patience)
         .map_err(failed("limiting the wait for the helper"))?;
@@ -200,7 +259,7 @@ pub fn join(job: &JobStep, wiring: &Wiring, outside: &Environ, environ: &mut Env
         calls::inherit(ours).map_err(failed("keeping the rank's PMI connection"))?;
     }
     let _ = make_directory(&Path::new(SESSION).join(number.to_string()));
-    let host_name = nix::unistd::gethostname().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let host_name = host_name();
     let (local_rank, local_size) = match local {
         Some((rank, size)) => (Some(rank), Some(size)),
         None => (rank.local_rank, rank.local_size),

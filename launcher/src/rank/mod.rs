@@ -58,6 +58,8 @@ pub struct Request {
     pub environ: Environ,
     /// The job step, under a launcher.
     pub job: Option<JobStep>,
+    /// A connection to the step's PMI server, where we are the launcher.
+    pub door: Option<OwnedFd>,
 }
 
 /// What is known about this process once it is needed.
@@ -96,6 +98,18 @@ struct Ready {
 }
 
 impl Request {
+    /// The same for another rank.
+    pub fn for_rank(&self, job: JobStep, door: OwnedFd) -> Request {
+        Request {
+            image: self.image.clone(),
+            command: self.command.clone(),
+            config: self.config.clone(),
+            environ: self.environ.clone(),
+            job: Some(job),
+            door: Some(door),
+        }
+    }
+
     /// Runs the command; returns only with an error.
     pub fn run(&self) -> Result<std::convert::Infallible> {
         let image = Image::open(&self.image)?;
@@ -210,10 +224,15 @@ impl Request {
             format!("{}.{}", mark.text(), builders.text())
         });
         let helper = match (&noted.wiring, &self.job) {
-            (Some(_), Some(job)) => Some(Helper::of_step(job, mark, building.covered())?),
+            (Some(_), Some(job)) if self.door.is_none() => {
+                Some(Helper::of_step(job, mark, building.covered())?)
+            }
             _ => None,
         };
         building.carry_out(&plan.steps, sources, text.as_deref(), !entered.in_user_namespace)?;
+        if noted.wiring.is_some() {
+            bridge::make_session()?;
+        }
         if let Some(helper) = helper {
             helper.open_door()?;
         }
@@ -304,7 +323,9 @@ impl Request {
             changes.retain(|c| !bridge::is_scrubbed(&c.name));
             changes.extend(bridge::scrub(&mut environ));
             let (serves, launcher) = (wiring.downlink, job.rank.offers.name());
-            steps.push(Step::Helper { serves, launcher, at: bridge::door() });
+            if self.door.is_none() {
+                steps.push(Step::Helper { serves, launcher, at: bridge::door() });
+            }
         }
         steps.extend([Step::Enter, Step::NoNewPrivileges]);
 
@@ -420,7 +441,7 @@ impl Request {
         nix::unistd::chdir(&workdir)
             .map_err(|e| Error::step(format_args!("entering {} inside", workdir.display()), e))?;
         if let (Some(wiring), Some(job)) = (wiring, &self.job) {
-            bridge::join(job, &wiring, &self.environ, &mut environ)?;
+            bridge::join(job, self.door.as_ref(), &wiring, &self.environ, &mut environ)?;
         }
         exec(&self.command, &program, &environ)
     }
