@@ -24,7 +24,7 @@ pub fn demo(layout: &Layout) -> Result<()> {
     let mpirun = match images::host_mpi() {
         // More ranks than cores need saying so to Open MPI, not to MPICH.
         Mpi::OpenMpi => vec!["-n", "4", "--oversubscribe"],
-        Mpi::Mpich => vec!["-n", "4"],
+        Mpi::Mpich | Mpi::Tree(_) => vec!["-n", "4"],
     };
     let line = |solver: &str| {
         let (launcher, image) = (launcher.display(), image.display());

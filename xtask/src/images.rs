@@ -3,7 +3,7 @@
 use crate::apt::Apt;
 use crate::cache::{Builder, Cache};
 use crate::layout::{Layout, link_to};
-use crate::recipe::{self, Content, Examples, Mpi, Recipe, Suite};
+use crate::recipe::{self, Content, Examples, Mpi, Recipe, Suite, Tree};
 use crate::{rootfs, run, toolchain, wheel};
 use anyhow::{Context, Result};
 use std::fs;
@@ -82,7 +82,7 @@ fn build(
     }
     let build_suite = |suite: &'static Suite| -> Result<()> {
         let log = layout.log(&format!("images-{}", suite.name))?;
-        let workshop = Workshop { builder, suite, examples, log };
+        let workshop = Workshop { layout, builder, suite, examples, log };
         for image in wanted.iter().filter(|image| image.recipe.suite == suite) {
             let context = || format!("image {}", image.name);
             let root = workshop.image(image).with_context(context)?;
@@ -101,6 +101,7 @@ fn build(
 
 /// Builds the images of one release.
 struct Workshop<'a> {
+    layout: &'a Layout,
     builder: &'a Builder,
     suite: &'static Suite,
     examples: &'a Examples,
@@ -114,12 +115,17 @@ impl Workshop<'_> {
         let recipe = image.recipe;
         self.builder.ensure("images", &image.cached, |path| {
             let base = self.root(recipe.name, &recipe.packages())?;
-            let programs = self.programs(recipe.content)?;
+            let programs = self.programs(recipe.content.mpi())?;
             run::output(Command::new("cp").args(["-a", "--reflink=auto"]).arg(base).arg(path))?;
             let to = path.join("opt/examples");
             run::output(Command::new("cp").args(["-rT"]).arg(programs).arg(to))?;
-            if recipe.content == Content::Python {
+            if let Some(Mpi::Tree(tree)) = recipe.content.mpi() {
+                self.tree(tree, path)?;
+            }
+            if matches!(recipe.content, Content::Python(_)) {
                 self.virtual_environment(&path.join("opt/venv"))?;
+                let tests = self.mpi4py_tests()?;
+                run::output(Command::new("cp").arg("-r").arg(tests).arg(path.join("opt/mpi4py-test")))?;
             }
             run::output(Command::new("chmod").args(["-R", "a+rX"]).arg(path))?;
             eprintln!("    made {}", recipe.name);
@@ -136,6 +142,25 @@ impl Workshop<'_> {
         fs::write(path.join("pyvenv.cfg"), "home = /usr/bin\ninclude-system-site-packages = false\n")?;
         let of = ["--python-version", python, "--implementation", "cp"];
         wheel::unpack("mpi4py", version, &of, &site, &self.log)
+    }
+
+    /// `python3 main.py` runs them.
+    fn mpi4py_tests(&self) -> Result<PathBuf> {
+        let (version, _) = recipe::MPI4PY;
+        self.builder.ensure("parts", &format!("mpi4py-tests-{version}"), |path| {
+            wheel::unpack_source("mpi4py", version, "test", path, &self.log)
+        })
+    }
+
+    /// Lays an MPI into an image and tells its loader.
+    fn tree(&self, tree: &Tree, image: &Path) -> Result<()> {
+        let to = image.join(tree.prefix);
+        fs::create_dir_all(&to)?;
+        let mut cp = Command::new("cp");
+        cp.current_dir(tree.host.tree(self.layout, self.builder)?);
+        run::output(cp.args(["-a", "--parents", "--reflink=auto"]).args(tree.parts).arg(to))?;
+        fs::write(image.join("etc/ld.so.conf.d/mpi.conf"), format!("/{}/lib\n", tree.prefix))?;
+        rootfs::ldconfig(image)
     }
 
     fn squashfs(&self, image: &Wanted, root: &Path) -> Result<PathBuf> {
@@ -159,17 +184,15 @@ impl Workshop<'_> {
         })
     }
 
-    fn programs(&self, content: Content) -> Result<PathBuf> {
+    fn programs(&self, mpi: Option<Mpi>) -> Result<PathBuf> {
         let packages = self.suite.toolchain();
-        let kind = match content {
-            Content::Mpi(mpi) => mpi.name(),
-            Content::Python => Mpi::OpenMpi.name(),
-            Content::Libc => "libc",
-        };
-        let key = recipe::key((self.suite, &packages, kind, self.examples));
+        let kind = mpi.map_or("libc", Mpi::name);
+        let with = matches!(mpi, Some(Mpi::Tree(_))).then_some(Tree::COMPILED_WITH);
+        let key = recipe::key((self.suite, &packages, kind, with, self.examples));
         self.builder.ensure("parts", &format!("{}-{kind}-programs-{key}", self.suite.name), |path| {
             let tools = self.root(&format!("{}-compilers", self.suite.name), &packages)?;
-            toolchain::compile(&tools, self.examples, content, path, &self.log)
+            let with = with.map(|host| host.tree(self.layout, self.builder)).transpose()?;
+            toolchain::compile(&tools, with.as_deref(), self.examples, mpi, path, &self.log)
         })
     }
 }

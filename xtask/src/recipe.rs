@@ -1,5 +1,6 @@
 //! What each test image consists of: tables, and a key that changes when they do.
 
+use crate::hosts::{Host, INTEL, MPICH_4};
 use anyhow::{Context, Result, bail};
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -23,34 +24,81 @@ static BULLSEYE: Suite = Suite { name: "bullseye", merged_usr: false, openmpi: "
 static BOOKWORM: Suite = Suite { name: "bookworm", merged_usr: true, openmpi: "libopenmpi3" };
 static TRIXIE: Suite = Suite { name: "trixie", merged_usr: true, openmpi: "libopenmpi40" };
 
-/// An MPI implementation that Debian has.
+/// An MPI implementation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[expect(clippy::enum_variant_names, reason = "Open MPI is called so")]
 pub enum Mpi {
-    /// Open MPI
+    /// Debian's Open MPI
     OpenMpi,
-    /// MPICH
+    /// Debian's MPICH
     Mpich,
+    /// Another origin's
+    Tree(&'static Tree),
 }
 
 impl Mpi {
-    /// As Debian names it in `mpicc.NAME` and `mpirun.NAME`.
+    /// As Debian names it in `mpicc.NAME` and `mpirun.NAME`, if it is Debian's.
     pub fn name(self) -> &'static str {
         match self {
             Self::OpenMpi => "openmpi",
             Self::Mpich => "mpich",
+            Self::Tree(_) => "tree",
         }
     }
 }
+
+/// An MPI below a directory of its own, which the image's loader is told. It has MPICH's ABI: the programs of
+/// all these images are the same, compiled against [`Tree::COMPILED_WITH`].
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub struct Tree {
+    /// Where it comes from.
+    pub host: &'static Host,
+    /// Where it lies in the image.
+    pub prefix: &'static str,
+    /// What programs need of it; the rest is launchers, headers, and libraries under their other names.
+    pub parts: &'static [&'static str],
+    /// What it needs of Debian.
+    packages: &'static [&'static str],
+}
+
+impl Tree {
+    /// Whose mpi.h the programs know. They are in C: it has no other bindings.
+    pub const COMPILED_WITH: &'static Host = &MPICH_4;
+}
+
+const MPICH_WHEEL: Mpi = Mpi::Tree(&Tree {
+    host: &MPICH_4,
+    prefix: "opt/mpich",
+    parts: &["lib/libmpi.so.12", "lib/mpich"],
+    packages: &[],
+});
+const INTEL_WHEEL: Mpi = Mpi::Tree(&Tree {
+    host: &INTEL,
+    prefix: "opt/intel/mpi",
+    parts: &["lib/libmpi.so.12", "opt/mpi/etc"],
+    // It brings none, and without it stays on one node.
+    packages: &["libfabric1"],
+});
 
 /// What an image holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Content {
     /// An MPI's run-time libraries, a shell, the usual small tools, and the examples.
     Mpi(Mpi),
-    /// The same with Open MPI, and Python with mpi4py in a virtual environment.
-    Python,
+    /// The same, and Python with mpi4py in a virtual environment, and mpi4py's own tests.
+    Python(Mpi),
     /// The C library and two programs that need no more. No shell.
     Libc,
+}
+
+impl Content {
+    /// The MPI in it.
+    pub fn mpi(self) -> Option<Mpi> {
+        match self {
+            Self::Mpi(mpi) | Self::Python(mpi) => Some(mpi),
+            Self::Libc => None,
+        }
+    }
 }
 
 /// One image.
@@ -64,14 +112,17 @@ pub struct Recipe {
     pub content: Content,
 }
 
-static RECIPES: [Recipe; 8] = [
+static RECIPES: [Recipe; 11] = [
     Recipe { name: "bullseye-openmpi", suite: &BULLSEYE, content: Content::Mpi(Mpi::OpenMpi) },
     Recipe { name: "bullseye-mpich", suite: &BULLSEYE, content: Content::Mpi(Mpi::Mpich) },
     Recipe { name: "bookworm-openmpi", suite: &BOOKWORM, content: Content::Mpi(Mpi::OpenMpi) },
     Recipe { name: "bookworm-mpich", suite: &BOOKWORM, content: Content::Mpi(Mpi::Mpich) },
     Recipe { name: "trixie-openmpi", suite: &TRIXIE, content: Content::Mpi(Mpi::OpenMpi) },
     Recipe { name: "trixie-mpich", suite: &TRIXIE, content: Content::Mpi(Mpi::Mpich) },
-    Recipe { name: "bookworm-python", suite: &BOOKWORM, content: Content::Python },
+    Recipe { name: "bookworm-python", suite: &BOOKWORM, content: Content::Python(Mpi::OpenMpi) },
+    Recipe { name: "bookworm-python-mpich", suite: &BOOKWORM, content: Content::Python(MPICH_WHEEL) },
+    Recipe { name: "bookworm-mpich-wheel", suite: &BOOKWORM, content: Content::Mpi(MPICH_WHEEL) },
+    Recipe { name: "bookworm-intel", suite: &BOOKWORM, content: Content::Mpi(INTEL_WHEEL) },
     Recipe { name: "libc", suite: &BOOKWORM, content: Content::Libc },
 ];
 
@@ -98,11 +149,7 @@ pub fn named(name: &str, host: Mpi) -> Result<&'static Recipe> {
 impl Recipe {
     /// The packages asked for; what they depend on comes along.
     pub fn packages(&self) -> Vec<&'static str> {
-        let mpi = match self.content {
-            Content::Mpi(mpi) => mpi,
-            Content::Python => Mpi::OpenMpi,
-            Content::Libc => return vec!["libc6"],
-        };
+        let Some(mpi) = self.content.mpi() else { return vec!["libc6"] };
         // As small as an image can be in which a user's scripts still run.
         let mut packages = vec!["base-files", "base-passwd", "libc-bin", "bash", "coreutils", "dash"];
         packages.extend(["grep", "procps", "sed", "libgfortran5", "libstdc++6"]);
@@ -111,8 +158,9 @@ impl Recipe {
             // libfabric's TCP to shared memory.
             Mpi::OpenMpi => packages.extend([self.suite.openmpi, "openmpi-bin"]),
             Mpi::Mpich => packages.push("libmpich12"),
+            Mpi::Tree(tree) => packages.extend(tree.packages),
         }
-        if self.content == Content::Python {
+        if matches!(self.content, Content::Python(_)) {
             packages.push("python3");
         }
         packages.extend(self.suite.placeholders());
@@ -120,7 +168,7 @@ impl Recipe {
     }
 }
 
-/// mpi4py's wheel, and the Python that bookworm has.
+/// mpi4py's version, and the Python that bookworm has.
 pub const MPI4PY: (&str, &str) = ("4.1.2", "3.11");
 
 impl Suite {

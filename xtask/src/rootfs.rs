@@ -128,13 +128,17 @@ fn complete(root: &Path) -> Result<()> {
     provide_psm(root)?;
     // An image without it (the one with nothing but libc) has no cache either: the loader does without.
     if root.join("etc/ld.so.conf").exists() {
-        let mut ldconfig = Command::new("/sbin/ldconfig");
-        run::output(ldconfig.arg("-r").arg(root))?;
+        ldconfig(root)?;
     }
     // All may read it, whoever has built it, and its builder may remove it. Set-user-id programs have no
     // use in a container.
     run::output(Command::new("chmod").args(["-R", "a+rX,u+w,ug-s"]).arg(root))?;
     Ok(())
+}
+
+/// Writes the loader's cache.
+pub fn ldconfig(root: &Path) -> Result<()> {
+    run::output(Command::new("/sbin/ldconfig").arg("-r").arg(root)).map(drop)
 }
 
 /// The one library among our packages that is found through update-alternatives: without it Open MPI

@@ -1,22 +1,32 @@
-//! Compiles the example solvers with a release's own compilers, against either of its MPIs.
+//! Compiles the example solvers with a release's own compilers, against either of its MPIs or one in a tree.
 
-use crate::recipe::{Content, Examples, Mpi};
+use crate::recipe::{Examples, Mpi};
 use crate::{rootfs, run};
 use anyhow::{Result, bail};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-/// Compiles what belongs into an image with `content`, in the toolchain root, and copies the programs
-/// to the new directory `to`.
-pub fn compile(toolchain: &Path, examples: &Examples, content: Content, to: &Path, log: &Path) -> Result<()> {
+/// Compiles what belongs into an image with this MPI, or with none, in the toolchain root, and copies the
+/// programs to the new directory `to`. `tree` holds an MPI that the toolchain does not.
+pub fn compile(
+    toolchain: &Path,
+    tree: Option<&Path>,
+    examples: &Examples,
+    mpi: Option<Mpi>,
+    to: &Path,
+    log: &Path,
+) -> Result<()> {
     let dir = toolchain.join("build");
     crate::cache::remove(&dir)?;
     fs::create_dir_all(dir.join("out"))?;
+    if let Some(tree) = tree {
+        run::output(Command::new("cp").args(["-a", "--reflink=auto"]).arg(tree).arg(dir.join("mpi")))?;
+    }
     let mut script = String::from("cd /build\n");
     for (name, text) in &examples.sources {
         fs::write(dir.join(name), text)?;
-        for line in compile_lines(name, text, content) {
+        for line in compile_lines(name, text, mpi) {
             script.push_str(&line);
             script.push('\n');
         }
@@ -30,29 +40,32 @@ pub fn compile(toolchain: &Path, examples: &Examples, content: Content, to: &Pat
 }
 
 /// How one source is compiled for an image, if it belongs there.
-fn compile_lines(name: &str, text: &str, content: Content) -> Vec<String> {
+fn compile_lines(name: &str, text: &str, mpi: Option<Mpi>) -> Vec<String> {
     let Some((stem, ending)) = name.rsplit_once('.') else { return Vec::new() };
     let c = "-std=gnu11 -O2 -Wall -Werror";
-    let content = if content == Content::Python { Content::Mpi(Mpi::OpenMpi) } else { content };
     let needs_mpi = ending != "c" || text.contains("#include <mpi.h>");
-    match content {
-        Content::Mpi(mpi) if needs_mpi && ending == "c" => {
-            let mut lines = vec![format!("mpicc.{} {c} -o out/{stem} {name}", mpi.name())];
+    match mpi {
+        Some(mpi) if needs_mpi && ending == "c" => {
+            let mut lines = vec![match mpi {
+                // Its own mpicc would have the programs look where it lies now.
+                Mpi::Tree(_) => format!("gcc {c} -Impi/include -o out/{stem} {name} mpi/lib/libmpi.so.12"),
+                _ => format!("mpicc.{} {c} -o out/{stem} {name}", mpi.name()),
+            }];
             if text.contains("#ifdef OPENS_MPI") {
                 lines.push(format!("gcc {c} -DOPENS_MPI -o out/opens {name} -ldl"));
             }
             lines
         }
-        Content::Mpi(Mpi::Mpich) if ending == "cc" => vec![format!("mpicxx.mpich -O2 -o out/{stem} {name}")],
+        Some(Mpi::Mpich) if ending == "cc" => vec![format!("mpicxx.mpich -O2 -o out/{stem} {name}")],
         // Open MPI 5 has no C++ bindings.
-        Content::Mpi(Mpi::OpenMpi) if ending == "cc" => vec![format!(
+        Some(Mpi::OpenMpi) if ending == "cc" => vec![format!(
             "test ! -e /usr/lib/*/libmpi_cxx.so.40 || g++ -O2 -o out/{stem} {name} $(mpicc.openmpi --showme:compile) \
              -l:libmpi_cxx.so.40 $(mpicc.openmpi --showme:link)"
         )],
-        Content::Mpi(Mpi::Mpich) if needs_mpi => vec![format!("mpif90.mpich -O2 -o out/{stem} {name}")],
+        Some(Mpi::Mpich) if needs_mpi => vec![format!("mpif90.mpich -O2 -o out/{stem} {name}")],
         // Debian's Fortran wrapper finds libmpi.so through a link that only its package script makes;
         // the C wrapper knows the directory.
-        Content::Mpi(Mpi::OpenMpi) if needs_mpi => {
+        Some(Mpi::OpenMpi) if needs_mpi => {
             vec![format!("mpif90.openmpi -O2 -o out/{stem} {name} $(mpicc.openmpi --showme:link)")]
         }
         // Of use in every image, to see what a rank was given before any MPI is involved.
@@ -60,7 +73,7 @@ fn compile_lines(name: &str, text: &str, content: Content) -> Vec<String> {
             format!("gcc {c} -o out/hello_libc {name}"),
             format!("gcc {c} -static -o out/hello_static {name}"),
         ],
-        Content::Libc if text.contains("NO_MPI") => vec![format!("gcc {c} -DNO_MPI -o out/{stem} {name}")],
+        None if text.contains("NO_MPI") => vec![format!("gcc {c} -DNO_MPI -o out/{stem} {name}")],
         _ => Vec::new(),
     }
 }
@@ -68,16 +81,20 @@ fn compile_lines(name: &str, text: &str, content: Content) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::recipe;
 
     #[test]
     fn each_image_gets_what_it_can_run() {
-        let mpich = Content::Mpi(Mpi::Mpich);
+        let mpich = Some(Mpi::Mpich);
         let solver = "#include <mpi.h>\n";
         assert!(compile_lines("ring.c", solver, mpich)[0].starts_with("mpicc.mpich "));
         assert!(compile_lines("ring_f.f90", "", mpich)[0].starts_with("mpif90.mpich "));
-        assert_eq!(compile_lines("ring.c", solver, Content::Libc), Vec::<String>::new());
-        assert_eq!(compile_lines("hello_libc.c", "", Content::Libc).len(), 2);
+        let tree = recipe::named("bookworm-intel", Mpi::Mpich).unwrap().content.mpi();
+        assert!(compile_lines("ring.c", solver, tree)[0].ends_with(" mpi/lib/libmpi.so.12"));
+        assert_eq!(compile_lines("ring_f.f90", "", tree), Vec::<String>::new());
+        assert_eq!(compile_lines("ring.c", solver, None), Vec::<String>::new());
+        assert_eq!(compile_lines("hello_libc.c", "", None).len(), 2);
         let both = "#ifndef NO_MPI\n#include <mpi.h>\n";
-        assert!(compile_lines("signals.c", both, Content::Libc)[0].contains("-DNO_MPI"));
+        assert!(compile_lines("signals.c", both, None)[0].contains("-DNO_MPI"));
     }
 }
