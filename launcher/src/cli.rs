@@ -66,6 +66,9 @@ pub enum Command {
     Plan(PlanArgs),
     /// Say whether the program would run, and why not
     Check(CheckArgs),
+    /// Speak the launcher's PMI without any MPI, to see what it offers and whether it works
+    #[command(subcommand)]
+    Pmi(crate::pmi::Action),
     /// Print the configuration, and where each value comes from
     Config {
         /// As JSON

@@ -15,6 +15,7 @@ mod inject;
 mod job;
 mod lock;
 mod plan;
+mod pmi;
 mod program;
 mod rank;
 mod report;
@@ -104,6 +105,7 @@ fn dispatch(cli: Cli, environ: Environ, job: Option<JobStep>) -> Result<u8> {
     }
     match (cli.command, cli.image) {
         (Some(Command::Config { json }), _) => show_config(&Config::load(&environ, None)?, json).map(|()| 0),
+        (Some(Command::Pmi(action)), _) => pmi::run(&action, &environ, job.as_ref()),
         (Some(Command::Check(mut args)), _) => {
             let json = args.json || wants_json(&mut args.run);
             show_check(args, environ, job, json)

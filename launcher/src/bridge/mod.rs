@@ -286,7 +286,7 @@ pub fn join(
 }
 
 /// What this rank's launcher speaks, and where.
-fn launcher(rank: &Rank, environ: &Environ) -> Result<(Speaks, Host, Option<OwnedFd>)> {
+pub fn launcher(rank: &Rank, environ: &Environ) -> Result<(Speaks, Host, Option<OwnedFd>)> {
     let unusable = |what: String, cure: &str| Err(Error::new(Code::PmiUnusable, what, cure));
     let name = rank.launcher.name();
     match rank.offers {

@@ -64,6 +64,8 @@ struct Running {
     /// The signals that were blocked when we came.
     before: SigSet,
     children: BTreeMap<u32, Child>,
+    /// How far those were that have ended and were not waited for.
+    stages: BTreeMap<u32, Stage>,
     pipes: BTreeMap<u32, Tagged>,
     /// Standard input, and rank 0's end of it, where it must be passed on.
     input: Option<OwnedFd>,
@@ -154,6 +156,7 @@ impl Running {
             signals,
             before,
             children: BTreeMap::new(),
+            stages: BTreeMap::new(),
             pipes: BTreeMap::new(),
             input: None,
             ending: Ending::default(),
@@ -316,7 +319,7 @@ impl Running {
             Event::Ready(control) => self.letter(control - CONTROLS),
             Event::Welcome(rank) => self.welcome(rank),
             // Its status tells more: it is waited for.
-            Event::Ended(..) => {}
+            Event::Ended(rank, stage) => drop(self.stages.insert(rank, stage)),
             Event::Abort { rank, status, message } => {
                 let status = u8::try_from(status & 0xff).ok().filter(|s| *s != 0).unwrap_or(1);
                 let mut why = format!("rank {rank} called MPI_Abort with status {status}");
@@ -366,7 +369,10 @@ impl Running {
     }
 
     fn ended(&mut self, rank: u32, status: WaitStatus) {
-        let stage = self.events.finish(rank);
+        let stage = match self.stages.remove(&rank) {
+            Some(stage) => stage,
+            None => self.events.finish(rank),
+        };
         let Some(child) = self.children.remove(&rank) else { return };
         if let Some(control) = &child.control {
             self.events.unwatch(control.as_fd());

@@ -11,6 +11,8 @@ pub mod pack;
 pub mod unpack;
 pub mod value;
 
+use crate::wire::Malformed;
+
 pub use pack::Writer;
 pub use unpack::Reader;
 pub use value::{Info, Proc, Value};
@@ -39,3 +41,18 @@ pub mod status {
 pub const RANK_WILDCARD: u32 = 0xffff_fffe;
 /// Stands for whichever rank has it.
 pub const RANK_UNDEF: u32 = 0xffff_ffff;
+
+/// The bytes under a key in a reply to a get: byte objects of a process and its KVALs.
+pub fn find(r: &mut Reader, key: &str) -> Result<Option<Vec<u8>>, Malformed> {
+    while !r.is_empty() {
+        let mut blob = Reader::new(r.bytes()?);
+        blob.procs()?;
+        while !blob.is_empty() {
+            let info = blob.kval()?;
+            if let (true, Value::Bytes(_, bytes)) = (info.key == key, info.value) {
+                return Ok(Some(bytes));
+            }
+        }
+    }
+    Ok(None)
+}

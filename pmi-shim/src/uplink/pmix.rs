@@ -13,7 +13,7 @@ use crate::job::Job;
 use crate::pmix::command::{COLLECT, Request, WAIT, scope};
 use crate::pmix::handshake::{Header, Hello, Messages};
 use crate::pmix::job::{Told, unpack};
-use crate::pmix::{Info, Proc, RANK_WILDCARD, Reader, Value, Writer, status};
+use crate::pmix::{Info, Proc, RANK_WILDCARD, Reader, Value, Writer, find, status};
 use crate::wire::Malformed;
 
 /// The first tag that clients use (PMIX_PTL_TAG_DYNAMIC).
@@ -318,19 +318,4 @@ impl Client {
         }
         Ok(())
     }
-}
-
-/// The bytes under a key in a reply to a get: byte objects of a process and its KVALs.
-fn find(r: &mut Reader, key: &str) -> Result<Option<Vec<u8>>, Malformed> {
-    while !r.is_empty() {
-        let mut blob = Reader::new(r.bytes()?);
-        blob.procs()?;
-        while !blob.is_empty() {
-            let info = blob.kval()?;
-            if let (true, Value::Bytes(_, bytes)) = (info.key == key, info.value) {
-                return Ok(Some(bytes));
-            }
-        }
-    }
-    Ok(None)
 }
