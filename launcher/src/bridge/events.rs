@@ -12,6 +12,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::signal::Signal;
+use nix::sys::socket::{Backlog, MsgFlags, listen, send};
 use pmi_shim::engine::Link;
 use pmi_shim::job::Job;
 use pmi_shim::node::{Do, Node, Stage};
@@ -118,6 +119,8 @@ impl Events {
     pub fn new(node: Node) -> std::io::Result<Events> {
         let listener = TcpListener::bind(("127.0.0.1", 0))?;
         listener.set_nonblocking(true)?;
+        // The library asks for 128: of more ranks at once some would try again after a second (tcp_conn_request).
+        listen(&listener, Backlog::new(4096).unwrap_or(Backlog::MAXCONN))?;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         epoll.add(&listener, EpollEvent::new(EpollFlags::EPOLLIN, Token::Caller.data()))?;
         let (streams, ranks) = (HashMap::new(), BTreeMap::new());
@@ -406,8 +409,7 @@ impl Events {
         let mut written = 0;
         while written < stream.unwritten.len() {
             // MSG_NOSIGNAL: a peer that is gone is no reason to die. All these are sockets.
-            let flags = nix::sys::socket::MsgFlags::MSG_NOSIGNAL;
-            match nix::sys::socket::send(stream.fd.as_raw_fd(), &stream.unwritten[written..], flags) {
+            match send(stream.fd.as_raw_fd(), &stream.unwritten[written..], MsgFlags::MSG_NOSIGNAL) {
                 Ok(count) => written += count,
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => break,

@@ -64,7 +64,7 @@ impl Rank {
         self.socket.send(&Header::frame(self.index, self.tag, &request.pack(uid)))?;
         loop {
             // Events of the server's come in between.
-            while let Some((header, body)) = self.messages.next().map_err(malformed)? {
+            while let Some((header, body)) = self.messages.message().map_err(malformed)? {
                 if header.tag == self.tag {
                     return Ok(body);
                 }

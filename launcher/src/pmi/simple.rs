@@ -95,7 +95,7 @@ impl Rank {
     fn read(&mut self) -> Result<Message> {
         loop {
             let bad = |e: pmi_shim::wire::Malformed| refused(format!("the launcher's PMI: {e}"));
-            if let Some(frame) = self.frames.next().map_err(bad)? {
+            if let Some(frame) = self.frames.frame().map_err(bad)? {
                 return Message::parse(&frame).map_err(bad);
             }
             let bytes = self.socket.receive()?;

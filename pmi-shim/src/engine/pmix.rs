@@ -10,7 +10,7 @@ use super::{Effect, Link, Participants, Peer};
 use crate::job::Job;
 use crate::pmix::command::{self, Request, scope};
 use crate::pmix::handshake::{Header, Hello};
-use crate::pmix::job::{Directories, pack};
+use crate::pmix::job::{Directories, of_rank, pack};
 use crate::pmix::{Info, Proc, RANK_UNDEF, RANK_WILDCARD, Reader, Writer, status};
 
 /// All that ranks have committed, together.
@@ -51,8 +51,6 @@ pub struct Pmix {
     size: usize,
     waiting: Vec<Waiting>,
     asked: HashMap<Peer, Vec<u32>>,
-    /// The reply to the request for the job's data, as every rank gets it.
-    told: Option<Vec<u8>>,
 }
 
 /// What a rank committed for other nodes.
@@ -68,7 +66,6 @@ impl Pmix {
             size: 0,
             waiting: Vec::new(),
             asked: HashMap::new(),
-            told: None,
         }
     }
 
@@ -101,9 +98,8 @@ impl Pmix {
         let with = |code: i32| Writer::new().status(code);
         match request {
             Request::Job => {
-                let (nspace, directories) = (&self.nspace, self.directories.as_ref());
-                let told = self.told.get_or_insert_with(|| pack(job, nspace, directories));
-                vec![Effect::Send(peer.link, Header::frame(0, tag, told))]
+                let told = pack(job, peer.rank, &self.nspace, self.directories.as_ref());
+                vec![Effect::Send(peer.link, Header::frame(0, tag, &told))]
             }
             Request::Commit(parts) => match self.commit(peer.rank, &parts) {
                 Ok(()) => {
@@ -117,7 +113,7 @@ impl Pmix {
             Request::Fence { procs, .. } => self.enter(job, peer, tag, "fence", &procs, Writer::new()),
             Request::Connect { procs } => {
                 // With the reply comes the job's data of every namespace that takes part: there is one.
-                let job_data = pack(job, &self.nspace, self.directories.as_ref());
+                let job_data = pack(job, peer.rank, &self.nspace, self.directories.as_ref());
                 self.enter(job, peer, tag, "connect", &procs, Writer::new().bytes(&job_data))
             }
             Request::Disconnect { procs } => self.enter(job, peer, tag, "disconnect", &procs, Writer::new()),
@@ -210,10 +206,21 @@ impl Pmix {
     ) -> Vec<Effect> {
         let not_found = || vec![Effect::Send(peer.link, reply(tag, Writer::new().status(status::NOT_FOUND)))];
         let known = |rank: u32| key.as_ref().is_none_or(|key| self.has(rank, key));
-        // The job's own data has been given; what is not among it does not exist.
-        let of_launcher = key.as_ref().is_some_and(|key| key.starts_with("pmix.")) && !known(proc.rank);
-        if proc.nspace != self.nspace || proc.rank == RANK_WILDCARD || of_launcher {
+        if proc.nspace != self.nspace || proc.rank == RANK_WILDCARD {
             return not_found();
+        }
+        if key.as_ref().is_some_and(|key| key.starts_with("pmix.")) && !known(proc.rank) {
+            // The launcher's to say: it is known by now, or nothing is.
+            let known = of_rank(job, proc.rank, None);
+            let asked = key.as_deref().unwrap_or_default();
+            return match known.filter(|kvals| keys(kvals).is_ok_and(|all| all.iter().any(|k| k == asked))) {
+                Some(kvals) => {
+                    let shown = Writer::new().procs(std::slice::from_ref(proc)).raw(&kvals).into_bytes();
+                    let answer = Writer::new().status(status::SUCCESS).bytes(&shown);
+                    vec![Effect::Send(peer.link, reply(tag, answer))]
+                }
+                None => not_found(),
+            };
         }
         if proc.rank != RANK_UNDEF && proc.rank >= job.size() {
             return not_found();
@@ -373,7 +380,7 @@ mod tests {
                 let Effect::Send(link, bytes) = effect else { panic!("{effect:?}") };
                 let mut messages = Messages::default();
                 messages.push(bytes);
-                let (header, body) = messages.next().unwrap().unwrap();
+                let (header, body) = messages.message().unwrap().unwrap();
                 (*link, header.tag, body)
             })
             .collect()
@@ -422,6 +429,8 @@ mod tests {
         // What the launcher would know, and does not, is answered at once.
         let known = replies(&e.handle(&job(), peer(0), 9, &get(1, "pmix.hwlocxml2", &[])));
         assert_eq!(shown(&known[0].2), Err(status::NOT_FOUND));
+        let place = replies(&e.handle(&job(), peer(0), 9, &get(2, "pmix.hname", &[])));
+        assert!(shown(&place[0].2).unwrap().contains(&"pmix.hname".to_owned()));
         let nobody = replies(&e.handle(&job(), peer(0), 9, &get(9, "g", &[])));
         assert_eq!(shown(&nobody[0].2), Err(status::NOT_FOUND));
     }

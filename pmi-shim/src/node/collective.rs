@@ -77,7 +77,7 @@ impl Collectives {
     }
 
     /// The next that can go on. Only one waits for other nodes at a time.
-    pub fn next(&mut self) -> Option<Complete> {
+    pub fn ready(&mut self) -> Option<Complete> {
         let index = self.done.iter().position(|c| !c.spans || self.spanning.is_none())?;
         let collective = self.done.remove(index)?;
         if !collective.spans {
@@ -172,14 +172,14 @@ mod tests {
         enter(&mut c, &job, 0, &all);
         enter(&mut c, &job, 1, &all);
         enter(&mut c, &job, 0, &pair);
-        assert_eq!(c.next(), None);
+        assert_eq!(c.ready(), None);
         enter(&mut c, &job, 1, &pair);
-        assert_eq!(c.next(), Some(Complete::Here(vec![(0, vec![0]), (1, vec![1])])));
+        assert_eq!(c.ready(), Some(Complete::Here(vec![(0, vec![0]), (1, vec![1])])));
         // Rank 0 is in the next barrier before rank 2 is in this one.
         enter(&mut c, &job, 0, &all);
         enter(&mut c, &job, 2, &all);
-        assert!(matches!(c.next(), Some(Complete::Here(replies)) if replies.len() == 3));
-        assert_eq!(c.next(), None);
+        assert!(matches!(c.ready(), Some(Complete::Here(replies)) if replies.len() == 3));
+        assert_eq!(c.ready(), None);
     }
 
     #[test]
@@ -188,9 +188,9 @@ mod tests {
         let all = Participants::all("barrier");
         enter(&mut c, &job, 0, &all);
         enter(&mut c, &job, 0, &all);
-        assert_eq!((c.next(), c.next()), (Some(Complete::Spanning), None));
+        assert_eq!((c.ready(), c.ready()), (Some(Complete::Spanning), None));
         assert_eq!(c.spanned(), [(0, vec![0])]);
-        assert_eq!(c.next(), Some(Complete::Spanning));
+        assert_eq!(c.ready(), Some(Complete::Spanning));
         let some = Participants { ranks: Some(vec![0, 1]), name: "fence".into() };
         assert!(!enter(&mut c, &job, 0, &some), "no launcher has barriers of some ranks");
     }

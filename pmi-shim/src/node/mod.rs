@@ -342,7 +342,7 @@ impl Node {
                     }
                     let Some(Session::Simple(_, frames)) = self.sessions.get_mut(&link) else { return };
                     let (Some(job), peer) = (&self.job, Peer { rank, link }) else { return };
-                    match frames.next() {
+                    match frames.frame() {
                         Ok(None) => return,
                         Ok(Some(frame)) => self.simple.handle(job, peer, &frame),
                         Err(e) => vec![Effect::Broken(link, e.0)],
@@ -355,7 +355,7 @@ impl Node {
                     }
                     let Some(Session::Pmix(_, messages)) = self.sessions.get_mut(&link) else { return };
                     let (Some(job), Some(pmix)) = (&self.job, &mut self.pmix) else { return };
-                    match messages.next() {
+                    match messages.message() {
                         Ok(None) => return,
                         Ok(Some((header, body))) => pmix.handle(job, Peer { rank, link }, header.tag, &body),
                         Err(e) => vec![Effect::Broken(link, e.0)],
@@ -392,7 +392,7 @@ impl Node {
         let Some(Session::Caller(frames)) = self.sessions.get_mut(&link) else { return false };
         // Looked at twice if it cannot be answered yet.
         let mut ahead = frames.clone();
-        let message = match ahead.next() {
+        let message = match ahead.frame() {
             Ok(None) => return false,
             Ok(Some(frame)) => Message::parse(&frame),
             Err(e) => Err(e),
@@ -509,7 +509,7 @@ impl Node {
 
     /// Releases what is complete, and gives the launcher what needs other nodes, one after the other.
     fn collect(&mut self) {
-        while let Some(complete) = self.collectives.next() {
+        while let Some(complete) = self.collectives.ready() {
             match complete {
                 Complete::Here(replies) => {
                     self.out.extend(replies.into_iter().map(|(link, good)| Do::Send(link, good)));
@@ -538,10 +538,8 @@ impl Node {
             return;
         }
         if job.nodes() == 1 {
-            if let Some(job) = &mut self.job {
-                if job.hosts.is_empty() {
-                    job.hosts.push(self.host_name.clone());
-                }
+            if let Some(job) = self.job.as_mut().filter(|job| job.hosts.is_empty()) {
+                job.hosts.push(self.host_name.clone());
             }
             self.introduced = true;
             return;

@@ -70,7 +70,7 @@ impl Messages {
     }
 
     /// The next message, if all of it is here.
-    pub fn next(&mut self) -> Result<Option<(Header, Vec<u8>)>, Malformed> {
+    pub fn message(&mut self) -> Result<Option<(Header, Vec<u8>)>, Malformed> {
         self.framed(|b| u32::from_be_bytes(b) as usize, MAX_MESSAGE)
     }
 
@@ -310,7 +310,7 @@ mod tests {
             let (mut messages, mut seen) = (Messages::default(), Vec::new());
             for part in stream.chunks(cut) {
                 messages.push(part);
-                while let Some((header, body)) = messages.next().unwrap() {
+                while let Some((header, body)) = messages.message().unwrap() {
                     prop_assert_eq!((header.index, header.tag as usize), (5, 100 + seen.len()));
                     seen.push(body);
                 }
@@ -323,7 +323,7 @@ mod tests {
             let mut messages = Messages::default();
             messages.push(&bytes);
             let _ = messages.hello();
-            while let Ok(Some(_)) = messages.next() {}
+            while let Ok(Some(_)) = messages.message() {}
             let _ = Hello::parse(&bytes);
         }
     }

@@ -20,10 +20,11 @@ pub struct Directories {
     pub ranks: bool,
 }
 
-/// Packs the reply to the request for the job's data.
-pub fn pack(job: &Job, nspace: &str, directories: Option<&Directories>) -> Vec<u8> {
+/// Packs the reply to a rank's request for the job's data.
+pub fn pack(job: &Job, rank: u32, nspace: &str, directories: Option<&Directories>) -> Vec<u8> {
     let (size, nodes) = (job.size(), job.nodes());
-    let peers: Vec<Vec<u32>> = (0..nodes).map(|node| job.ranks_of(node)).collect();
+    let mut peers: Vec<Vec<u32>> = vec![Vec::new(); nodes as usize];
+    (0..size).zip(&job.node_of).for_each(|(rank, node)| peers[*node as usize].push(rank));
     let list = |ranks: &[u32]| ranks.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
     let host = |node: usize| job.hosts.get(node).cloned().unwrap_or_else(|| format!("node{node}"));
     let hosts: Vec<String> = (0..nodes as usize).map(host).collect();
@@ -70,29 +71,35 @@ pub fn pack(job: &Job, nspace: &str, directories: Option<&Directories>) -> Vec<u
         let infos = infos.map(|(key, value)| Value::Info(Box::new(Info::new(key, value))));
         top("pmix.node.arr", Value::Array(kind::INFO, infos.to_vec()));
     }
-    let mut place = vec![0u16; nodes as usize];
-    for rank in 0..size {
-        let node = job.node_of[rank as usize];
-        let local = place[node as usize];
-        place[node as usize] += 1;
-        let mut r = Writer::new().rank(rank);
-        for (key, value) in [
-            ("pmix.rank", Value::Rank(rank)),
-            ("pmix.grank", Value::Rank(rank)),
-            ("pmix.lrank", Value::u16(local)),
-            ("pmix.nrank", Value::u16(local)),
-            ("pmix.nodeid", Value::u32(node)),
-            ("pmix.hname", Value::string(&hosts[node as usize])),
-            ("pmix.appnum", Value::u32(job.appnum.get(rank as usize).copied().unwrap_or(0))),
-        ] {
-            r = r.kval(key, &value);
-        }
-        if let Some(directories) = directories.filter(|d| d.ranks && node == job.node) {
-            r = r.kval("pmix.pdir", &Value::string(format!("{}/{rank}", directories.job)));
-        }
-        top("pmix.pblob", Value::bytes(r.into_bytes()));
-    }
+    let own = of_rank(job, rank, directories).unwrap_or_default();
+    let own = Writer::new().rank(rank).raw(&own);
+    top("pmix.pblob", Value::bytes(own.into_bytes()));
     w.into_bytes()
+}
+
+/// What is known of one rank, as KVALs. Only its own comes with the job's data: of all ranks it would be a hundred
+/// bytes for each of them to each of them. Clients find the hosts of the others in the map of nodes (gds/hash,
+/// PMIX_MAP_BLOB), and get the rest if they ask.
+pub fn of_rank(job: &Job, rank: u32, directories: Option<&Directories>) -> Option<Vec<u8>> {
+    let node = *job.node_of.get(rank as usize)?;
+    let local = job.node_of[..rank as usize].iter().filter(|n| **n == node).count() as u16;
+    let host = job.hosts.get(node as usize).cloned().unwrap_or_else(|| format!("node{node}"));
+    let mut w = Writer::new();
+    for (key, value) in [
+        ("pmix.rank", Value::Rank(rank)),
+        ("pmix.grank", Value::Rank(rank)),
+        ("pmix.lrank", Value::u16(local)),
+        ("pmix.nrank", Value::u16(local)),
+        ("pmix.nodeid", Value::u32(node)),
+        ("pmix.hname", Value::string(host)),
+        ("pmix.appnum", Value::u32(job.appnum.get(rank as usize).copied().unwrap_or(0))),
+    ] {
+        w = w.kval(key, &value);
+    }
+    if let Some(directories) = directories.filter(|d| d.ranks && node == job.node) {
+        w = w.kval("pmix.pdir", &Value::string(format!("{}/{rank}", directories.job)));
+    }
+    Some(w.into_bytes())
 }
 
 /// What a launcher's server says of a job.
@@ -259,13 +266,13 @@ mod tests {
         fn what_is_packed_is_what_is_unpacked(nodes in prop::collection::vec(0u32..4, 1..20)) {
             let node_of = dense(nodes);
             let job = job(node_of.clone(), node_of[node_of.len() - 1]);
-            let told = unpack(&pack(&job, "job.1", None)).unwrap();
+            let told = unpack(&pack(&job, 0, "job.1", None)).unwrap();
             prop_assert_eq!(told.job(node_of.len() as u32 - 1).unwrap(), job);
         }
 
         #[test]
         fn nothing_makes_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            let good = pack(&job(vec![0, 0], 0), "n", None);
+            let good = pack(&job(vec![0, 0], 0), 0, "n", None);
             let _ = unpack(&bytes);
             for end in 0..good.len() {
                 let _ = unpack(&good[..end]);

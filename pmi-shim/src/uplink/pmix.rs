@@ -246,7 +246,7 @@ impl Client {
         }
         loop {
             let Some(connection) = self.connections.get_mut(&rank) else { return };
-            let (header, body) = match connection.messages.next() {
+            let (header, body) = match connection.messages.message() {
                 Ok(Some(message)) => message,
                 Ok(None) => return,
                 Err(e) => return out.push(Out::Failed(format!("the launcher's server: {e}"))),

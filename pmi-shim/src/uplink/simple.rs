@@ -297,7 +297,7 @@ impl Client {
         loop {
             let Some(connection) = self.connections.get_mut(&rank) else { return };
             // The answer to an id is several lines, of which the last one counts.
-            let frame = match connection.frames.next() {
+            let frame = match connection.frames.frame() {
                 Ok(Some(frame)) => frame,
                 Ok(None) => return,
                 Err(e) => return out.push(Out::Failed(format!("the launcher's PMI: {e}"))),
@@ -554,7 +554,7 @@ mod tests {
             let frames = self.frames.entry(link).or_default();
             frames.push(bytes);
             let mut replies = Vec::new();
-            while let Some(frame) = frames.next().unwrap() {
+            while let Some(frame) = frames.frame().unwrap() {
                 for effect in self.server.handle(&self.job, Peer { rank: link, link }, &frame) {
                     match effect {
                         Effect::Send(link, bytes) => replies.push((link, bytes)),

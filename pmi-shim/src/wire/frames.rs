@@ -49,7 +49,7 @@ impl Frames {
     }
 
     /// The next frame, if all of it is here.
-    pub fn next(&mut self) -> Result<Option<Frame>, Malformed> {
+    pub fn frame(&mut self) -> Result<Option<Frame>, Malformed> {
         let here = &self.bytes[self.start..];
         let known = here.len().min(4);
         if known == 0 {
@@ -134,7 +134,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn all(frames: &mut Frames) -> Vec<Frame> {
-        std::iter::from_fn(|| frames.next().unwrap()).collect()
+        std::iter::from_fn(|| frames.frame().unwrap()).collect()
     }
 
     #[test]
@@ -157,12 +157,12 @@ mod tests {
         frames.push(b"cmd=put key=a value=");
         let long = vec![b'x'; MAX_LINE];
         frames.push(&long);
-        let e = frames.next().unwrap_err();
+        let e = frames.frame().unwrap_err();
         assert!(e.0.starts_with("PMI-1: a line of more than 131072 bytes: \"cmd=put key=a"), "{e}");
         for bad in [&b"GET / HTTP/1.1"[..], b"999999cmd", b"      cmd", b"\0\0"] {
             let mut frames = Frames::default();
             frames.push(bad);
-            assert!(frames.next().is_err(), "{bad:?}");
+            assert!(frames.frame().is_err(), "{bad:?}");
         }
     }
 

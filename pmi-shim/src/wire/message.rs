@@ -167,7 +167,7 @@ mod tests {
             for protocol in [Protocol::One, Protocol::Two] {
                 let mut frames = Frames::default();
                 frames.push(&message.encode(protocol));
-                let frame = frames.next().unwrap().unwrap();
+                let frame = frames.frame().unwrap().unwrap();
                 prop_assert_eq!(Message::parse(&frame).unwrap(), message.clone());
                 prop_assert_eq!(frames.pending(), 0);
             }
@@ -177,7 +177,7 @@ mod tests {
         fn nothing_that_comes_in_makes_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let mut frames = Frames::default();
             frames.push(&bytes);
-            while let Ok(Some(frame)) = frames.next() {
+            while let Ok(Some(frame)) = frames.frame() {
                 let _ = Message::parse(&frame);
             }
         }
