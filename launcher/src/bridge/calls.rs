@@ -50,6 +50,14 @@ pub fn inherit(fd: &OwnedFd) -> nix::Result<()> {
     Errno::result(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, 0) }).map(drop)
 }
 
+/// Lets so many wait that nobody is turned away: the kernel takes what net.core.somaxconn allows. (SOMAXCONN of
+/// musl's headers, which crates hold to be the most, is 128.)
+#[allow(unsafe_code)]
+pub fn listen(socket: &impl AsRawFd) -> nix::Result<()> {
+    // SAFETY: two integers go in.
+    Errno::result(unsafe { libc::listen(socket.as_raw_fd(), 1 << 16) }).map(drop)
+}
+
 /// Puts a descriptor in the place of another, to be inherited.
 #[allow(unsafe_code)]
 pub fn replace(fd: &OwnedFd, at: RawFd) -> nix::Result<()> {

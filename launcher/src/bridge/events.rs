@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::signal::Signal;
-use nix::sys::socket::{Backlog, MsgFlags, listen, send};
+use nix::sys::socket::{MsgFlags, send};
 use pmi_shim::engine::Link;
 use pmi_shim::job::Job;
 use pmi_shim::node::{Do, Node, Stage};
@@ -120,7 +120,7 @@ impl Events {
         let listener = TcpListener::bind(("127.0.0.1", 0))?;
         listener.set_nonblocking(true)?;
         // The library asks for 128: of more ranks at once some would try again after a second (tcp_conn_request).
-        listen(&listener, Backlog::new(4096).unwrap_or(Backlog::MAXCONN))?;
+        calls::listen(&listener)?;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         epoll.add(&listener, EpollEvent::new(EpollFlags::EPOLLIN, Token::Caller.data()))?;
         let (streams, ranks) = (HashMap::new(), BTreeMap::new());

@@ -21,8 +21,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, setsockopt, socket,
-    socketpair, sockopt,
+    AddressFamily, SockFlag, SockType, UnixAddr, bind, connect, setsockopt, socket, socketpair, sockopt,
 };
 use nix::sys::stat::Mode;
 use nix::sys::time::TimeVal;
@@ -43,6 +42,7 @@ use crate::plan::Change;
 const DOOR: &str = "pmi";
 /// Where MPI may keep files: in memory, gone with the sandbox.
 const SESSION: &str = "/run/hpc-launch/session";
+const SESSION_NAME: &str = "session";
 /// How long a rank waits for its welcome. All ranks of the job must have come where the launcher is asked first.
 const PATIENCE_SECONDS: i64 = 60;
 
@@ -94,13 +94,13 @@ impl Helper {
         }
     }
 
-    /// Opens the helper's door in the sandbox that this process is in.
-    pub fn open_door(&self) -> Result<()> {
+    /// Opens the helper's door in the own directory of a sandbox.
+    fn open_door(&self, own: &OwnedFd) -> Result<()> {
         let failed = |e: Errno| Error::step("opening the helper's door in the sandbox", e);
         let door = seqpacket().map_err(failed)?;
-        let address = UnixAddr::new(&self::door()).map_err(failed)?;
-        bind(door.as_raw_fd(), &address).map_err(failed)?;
-        listen(&door, Backlog::new(4096).unwrap_or(Backlog::MAXCONN)).map_err(failed)?;
+        let path = format!("/proc/self/fd/{}/{DOOR}", own.as_raw_fd());
+        bind(door.as_raw_fd(), &UnixAddr::new(path.as_str()).map_err(failed)?).map_err(failed)?;
+        calls::listen(&door).map_err(failed)?;
         letters::send(&self.socket, &Request::Listen, &[door.as_raw_fd()]).map_err(failed)
     }
 }
@@ -164,9 +164,11 @@ pub fn alone(size: u32, host: &str, oversubscribed: bool) -> Job {
     }
 }
 
-/// The directory for files of MPI, in the sandbox that this process is in.
-pub fn make_session() -> Result<()> {
-    make_directory(Path::new(SESSION)).map_err(|e| Error::step("making a directory for MPI's files", e))
+/// What a bridged program needs in the own directory of its sandbox.
+pub fn furnish(own: &OwnedFd, helper: Option<&Helper>) -> Result<()> {
+    nix::sys::stat::mkdirat(own, SESSION_NAME, Mode::S_IRWXU)
+        .map_err(|e| Error::step("making a directory for MPI's files", e))?;
+    helper.map_or(Ok(()), |helper| helper.open_door(own))
 }
 
 /// One that is there already is as good.

@@ -36,7 +36,7 @@ use crate::plan::environment::Injected;
 use crate::plan::make::Planner;
 use crate::plan::sources::{self, Facts, Sources};
 use crate::plan::{MpiVerdict, Plan, Step, VERSION, environment};
-use crate::sandbox::build::Building;
+use crate::sandbox::build::{Building, Furniture};
 use crate::sandbox::calls::user_overlays;
 use crate::sandbox::namespace;
 use crate::sandbox::notes::{self, Builders};
@@ -229,17 +229,17 @@ impl Request {
             }
             _ => None,
         };
-        building.carry_out(&plan.steps, sources, text.as_deref(), !entered.in_user_namespace)?;
-        if noted.wiring.is_some() {
-            bridge::make_session()?;
+        let is_bridged = noted.wiring.is_some();
+        let furnish = |own: &OwnedFd| bridge::furnish(own, helper.as_ref());
+        let mut own = Furniture { mark: text.as_deref(), ..Furniture::default() };
+        if has_environment && meeting.is_some() {
+            let text = serde_json::to_vec(&noted);
+            let text = text.map_err(|e| Error::step("writing a note", std::io::Error::other(e)))?;
+            own.notes.push((ENVIRONMENT_NOTE, text));
         }
-        if let Some(helper) = helper {
-            helper.open_door()?;
-        }
+        own.more = is_bridged.then_some(&furnish);
+        building.carry_out(&plan.steps, sources, &own, !entered.in_user_namespace)?;
         if let Some((mark, lock)) = meeting {
-            if has_environment {
-                write_note(ENVIRONMENT_NOTE, &noted);
-            }
             lock.hand_over(&mark.text(), namespace::own)?;
         }
         self.say(&plan);
@@ -598,12 +598,6 @@ struct Hashed<T>(T);
 impl<T: Hash> Hash for Hashed<T> {
     fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
         self.0.hash(state);
-    }
-}
-
-fn write_note(name: &str, value: &impl Serialize) {
-    if let Ok(text) = serde_json::to_vec(value) {
-        notes::write(name, &text);
     }
 }
 

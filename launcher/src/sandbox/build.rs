@@ -42,6 +42,35 @@ fn real(entry: Entry) -> Result<Rc<OwnedFd>> {
     })
 }
 
+/// What is put into the sandbox's own directory before any other rank can see that: who finds a mark finds the rest.
+#[derive(Default)]
+pub struct Furniture<'a> {
+    /// Whose the sandbox is.
+    pub mark: Option<&'a str>,
+    /// Files with their contents.
+    pub notes: Vec<(&'static str, Vec<u8>)>,
+    /// Anything else.
+    pub more: Option<&'a dyn Fn(&OwnedFd) -> Result<()>>,
+}
+
+impl Furniture<'_> {
+    fn put(&self, run: &OwnedFd, own: &Path) -> Result<()> {
+        if self.notes.is_empty() && self.more.is_none() {
+            return Ok(());
+        }
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let failed = |e: std::io::Error| Error::step("writing into the sandbox's own directory", e);
+        let directory = openat(run, own, flags, Mode::empty()).map_err(|e| failed(e.into()))?;
+        for (name, text) in &self.notes {
+            let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
+            let mode = Mode::S_IRUSR | Mode::S_IWUSR;
+            let file = openat(&directory, *name, flags, mode).map_err(|e| failed(e.into()))?;
+            std::io::Write::write_all(&mut File::from(file), text).map_err(failed)?;
+        }
+        self.more.map_or(Ok(()), |more| more(&directory))
+    }
+}
+
 /// A sandbox under construction, in its own mount namespace.
 pub struct Building {
     /// Where the image is attached.
@@ -177,7 +206,7 @@ impl Building {
         mut self,
         steps: &[Step],
         mut sources: Sources,
-        mark: Option<&str>,
+        own: &Furniture,
         privileged: bool,
     ) -> Result<()> {
         let mut relays = 0;
@@ -221,7 +250,7 @@ impl Building {
                 }
                 // Made already, below the writable layer.
                 Step::Relay { by: Relay::Writable, .. } => {}
-                Step::Tmpfs { at, make, .. } => self.tmpfs(at, make, mark)?,
+                Step::Tmpfs { at, make, .. } => self.tmpfs(at, make, own)?,
                 Step::Bind { at, read_only, handle, source, point, directory, alone, .. } => {
                     // The image's own mount was attached before the plan was made, and is still there.
                     let target = match point {
@@ -408,12 +437,15 @@ impl Building {
     }
 
     /// /run, with a directory of our own in it.
-    fn tmpfs(&mut self, at: &Path, make: &[Make], mark: Option<&str>) -> Result<()> {
+    fn tmpfs(&mut self, at: &Path, make: &[Make], furniture: &Furniture) -> Result<()> {
         let run = self.tmpfs_over(at)?;
         let own = own_directory();
-        let marked = make_at(&run, own, true)
-            .and_then(|()| mark.map_or(Ok(()), |mark| symlinkat(mark, &run, &own.join(MARK_LINK))));
-        marked.map_err(|e| Error::step("marking the sandbox", e))?;
+        let failed = |e: Errno| Error::step("marking the sandbox", e);
+        make_at(&run, own, true).map_err(failed)?;
+        furniture.put(&run, own)?;
+        if let Some(mark) = furniture.mark {
+            symlinkat(mark, &run, &own.join(MARK_LINK)).map_err(failed)?;
+        }
         let others: Vec<Make> = make.iter().filter(|m| m.at != at.join(own)).cloned().collect();
         self.make_all(at, &run, &others)?;
         self.run = Some(run);

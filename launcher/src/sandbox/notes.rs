@@ -2,28 +2,9 @@
 //! the others need not find out again.
 
 use std::fs::File;
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use nix::unistd::UnlinkatFlags;
-
 use crate::job::siblings::{MARK_DIRECTORY, MARK_LINK};
-
-/// Writes a note; a sandbox works without.
-pub fn write(name: &str, text: &[u8]) {
-    let path = Path::new(MARK_DIRECTORY).join(name);
-    let unfinished = Path::new(MARK_DIRECTORY).join(format!("{name}.{}", std::process::id()));
-    let written = File::options()
-        .write(true)
-        .create_new(true)
-        .custom_flags(libc::O_NOFOLLOW)
-        .open(&unfinished)
-        .and_then(|mut f| f.write_all(text));
-    if written.and_then(|()| std::fs::rename(&unfinished, &path)).is_err() {
-        let _ = nix::unistd::unlinkat(nix::fcntl::AT_FDCWD, &unfinished, UnlinkatFlags::NoRemoveDir);
-    }
-}
 
 /// Notes that a program may run here; a sandbox works without.
 pub fn judged(digest: &str) {
