@@ -4,7 +4,7 @@
  * wrong says "wireup: rank R of N: WHAT" and aborts all with 1.
  *
  *   wireup [MILLISECONDS]   sleeps so long before MPI_Finalize: an MPICH over UCX's TCP may hang in one
- *                           that follows the first messages closely
+ *                           that follows the first messages of any pair of ranks closely
  *
  * With WIREUP_LOCAL=L in the environment every rank must find L ranks on its node, itself included. */
 #include <mpi.h>
@@ -106,6 +106,19 @@ static void put(void) {
     MPI_Win_free(&exposed);
 }
 
+/* Everybody has spoken with everybody before the end. */
+static void meet(void) {
+    int *to = malloc(size * sizeof *to), *from = malloc(size * sizeof *from);
+
+    for (int i = 0; i < size; i++)
+        to[i] = rank;
+    MPI_Alltoall(to, 1, MPI_INT, from, 1, MPI_INT, MPI_COMM_WORLD);
+    for (int i = 0; i < size; i++)
+        FAIL_IF(from[i] != i, "alltoall: got %d from rank %d\n", from[i], i);
+    free(to);
+    free(from);
+}
+
 int main(int argc, char **argv) {
     /* Debian's parameters for Open MPI 4 exclude pt2pt too, the only one with which it has windows over
      * TCP or for a single rank. */
@@ -123,6 +136,7 @@ int main(int argc, char **argv) {
     put();
     /* Passed only if nobody has found anything wrong. */
     MPI_Barrier(MPI_COMM_WORLD);
+    meet();
     if (rank == 0)
         printf("wireup of %d ranks: ring allreduce shared split put correct\n", size);
     fflush(stdout);

@@ -19,6 +19,9 @@ use crate::plan::MpiVerdict;
 
 /// The layout's version; docs/check.schema.json describes it.
 const VERSION: u32 = 1;
+/// What a bridge costs.
+const COST: &str = "bridged: the image's own MPI moves the data, at full speed on a node; between nodes over TCP, \
+                    unless its libfabric or UCX finds the fabric's libraries in the image";
 /// More reasons of one kind than these are counted, not listed.
 const MAX_REASONS: usize = 8;
 
@@ -171,7 +174,7 @@ impl Report {
             }
             MpiVerdict::Own { mpi } => (Verdict::Own, Some(mpi)),
             MpiVerdict::Bridge { mpi, why } => {
-                report.remarks.push(why);
+                report.remarks.extend([why, COST.to_owned()]);
                 (Verdict::Bridge, mpi)
             }
             MpiVerdict::Forced { mpi, why } => {

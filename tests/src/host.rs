@@ -104,20 +104,32 @@ pub fn abi_probe() -> &'static Path {
     })
 }
 
+/// Where the images are: $HPC_LAUNCH_IMAGES, else target/images of the repository.
+fn images() -> PathBuf {
+    env::var_os("HPC_LAUNCH_IMAGES").map_or_else(|| repository().join("target/images"), PathBuf::from)
+}
+
+/// Where the trees of other MPIs are: $HPC_LAUNCH_HOSTS, else target/hosts of the repository.
+fn trees() -> PathBuf {
+    env::var_os("HPC_LAUNCH_HOSTS").map_or_else(|| repository().join("target/hosts"), PathBuf::from)
+}
+
+/// The directories of all that is tested.
+pub fn tested() -> Vec<PathBuf> {
+    let program = launcher().parent().map(Path::to_owned);
+    program.into_iter().chain([repository().to_owned(), images(), trees()]).collect()
+}
+
 /// A test image: $HPC_LAUNCH_IMAGES/NAME, else target/images/NAME of the repository.
 pub fn image(name: &str) -> PathBuf {
-    let dir =
-        env::var_os("HPC_LAUNCH_IMAGES").map_or_else(|| repository().join("target/images"), PathBuf::from);
-    let path = dir.join(name);
+    let path = images().join(name);
     assert!(path.exists(), "there is no {}: run `cargo xtask images {name}`", path.display());
     path
 }
 
 /// The tree of another MPI of this host: $HPC_LAUNCH_HOSTS/NAME, else target/hosts/NAME; without links.
 pub fn tree(name: &str) -> PathBuf {
-    let dir =
-        env::var_os("HPC_LAUNCH_HOSTS").map_or_else(|| repository().join("target/hosts"), PathBuf::from);
-    let path = dir.join(name);
+    let path = trees().join(name);
     std::fs::canonicalize(&path)
         .unwrap_or_else(|e| panic!("there is no {}: `cargo xtask test` makes it: {e}", path.display()))
 }

@@ -11,6 +11,7 @@ const GRACE: Duration = Duration::from_secs(2);
 /// The host's state, as far as hpc-launch could change it.
 #[derive(Clone, Debug)]
 pub struct Host {
+    process: String,
     mounts: BTreeSet<String>,
     sockets: BTreeSet<String>,
     loops: BTreeSet<String>,
@@ -20,12 +21,20 @@ pub struct Host {
 impl Host {
     /// As it is now.
     pub fn now() -> Host {
-        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+        Host::seen_by("self")
+    }
+
+    /// As a process sees it that may have other namespaces.
+    pub fn seen_by(process: &str) -> Host {
+        let read =
+            |name: &str| std::fs::read_to_string(format!("/proc/{process}/{name}")).unwrap_or_default();
         let named =
             |text: String| text.lines().filter(|l| l.contains("hpc-launch")).map(String::from).collect();
-        let sockets: BTreeSet<String> = named(read("/proc/net/unix"));
+        let sockets: BTreeSet<String> = named(read("net/unix"));
+        let here = |dir: &str| list(&format!("/proc/{process}/root{dir}"));
         Host {
-            mounts: read("/proc/self/mountinfo").lines().map(String::from).collect(),
+            process: process.to_owned(),
+            mounts: read("mountinfo").lines().map(String::from).collect(),
             sockets: sockets.iter().filter_map(|l| l.split_whitespace().last()).map(String::from).collect(),
             loops: list("/sys/block")
                 .filter_map(|l| std::fs::read_to_string(format!("/sys/block/{l}/loop/backing_file")).ok())
@@ -33,7 +42,7 @@ impl Host {
                 .collect(),
             files: ["/tmp", "/dev/shm", "/run", "/var/tmp", "/var/run/user"]
                 .iter()
-                .flat_map(|dir| list(dir).map(move |name| format!("{dir}/{name}")))
+                .flat_map(|dir| here(dir).map(move |name| format!("{dir}/{name}")))
                 .filter(|path| path.contains("hpc-launch"))
                 .collect(),
         }
@@ -44,7 +53,7 @@ impl Host {
     pub fn is_as_before(&self, after: &str) {
         let start = Instant::now();
         loop {
-            let now = Host::now();
+            let now = Host::seen_by(&self.process);
             let new: Vec<&String> = [
                 now.mounts.difference(&self.mounts),
                 now.sockets.difference(&self.sockets),

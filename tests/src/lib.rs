@@ -8,6 +8,7 @@
 pub mod canary;
 pub mod host;
 pub mod host_mpi;
+pub mod hosts;
 pub mod image;
 pub mod leaks;
 pub mod loader;

@@ -17,11 +17,11 @@ use nix::unistd::Pid;
 use crate::host::{Who, is_root, launcher};
 
 /// The variable by which everything that a run started is found again.
-const MARKER: &str = "HPCL_TEST_RUN";
+pub const MARKER: &str = "HPCL_TEST_RUN";
 /// How long what a run started may live on after it.
 const GRACE: Duration = Duration::from_secs(2);
 /// A search path that does not depend on who runs the tests.
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// A command to be run.
 #[derive(Clone)]

@@ -26,7 +26,7 @@ const START: Duration = Duration::from_secs(30);
 /// How long anything may take to end after a job did.
 const GRACE: Duration = Duration::from_secs(10);
 /// More than the tests ask for at once; Slurm believes what it is told.
-const CPUS: u32 = 16;
+pub(crate) const CPUS: u32 = 16;
 
 /// The running daemons, and where all of theirs lies.
 pub struct Slurm {
@@ -67,22 +67,8 @@ impl Slurm {
         let tmpfs = tmpfs.unwrap_or(self.tmp.path()).to_owned();
         fs::write(self.conf(), configuration(self.dir.path(), &tmpfs)).expect("a file");
 
-        // Any 1024 bytes will do: the key protects nothing that lasts.
-        let mut key = vec![0u8; 1024];
-        std::io::Read::read_exact(&mut File::open("/dev/urandom").expect("/dev/urandom"), &mut key)
-            .expect("read");
-        let file = self.at("munge.key");
-        fs::write(&file, key).expect("a file");
-        fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).expect("chmod");
-        let option = |name: &str, file: &str| format!("--{name}={}", self.at(file).display());
-        let munged = [
-            "munged".to_owned(),
-            "--foreground".to_owned(),
-            option("key-file", "munge.key"),
-            option("socket", "munge.sock"),
-            option("pid-file", "munged.pid"),
-            option("seed-file", "munge.seed"),
-        ];
+        let mut munged = munged(self.dir.path());
+        munged.push("--foreground".to_owned());
         self.daemon(&munged)?;
         self.wait("munged makes its socket", |s| s.at("munge.sock").exists())?;
         let conf = self.conf().display().to_string();
@@ -193,19 +179,7 @@ impl Slurm {
 
     /// What the daemons have to say.
     pub fn logs(&self) -> String {
-        let mut text = String::new();
-        for entry in fs::read_dir(self.at("log")).into_iter().flatten().flatten() {
-            // What is said while there is no log file yet is in NAME.err, and so is all else again.
-            if entry.path().with_extension("").exists() && entry.path().extension().is_some() {
-                continue;
-            }
-            let log = fs::read(entry.path()).unwrap_or_default();
-            let log = String::from_utf8_lossy(&log);
-            let last: Vec<&str> = log.lines().rev().take(20).collect();
-            text += &format!("{}:\n", entry.path().display());
-            last.iter().rev().for_each(|line| text += &format!("  {line}\n"));
-        }
-        text
+        logs(&self.at("log"))
     }
 
     /// Processes that hold a file of ours open: slurmstepd is no child of anybody and keeps no environment.
@@ -299,7 +273,7 @@ impl Default for Meeting {
 /// slurm.conf: nothing that needs cgroups, accounting or another host. The node has the host's name:
 /// where it has another, Open MPI 5 finds no local peers from the third rank on, on a bare host too.
 fn configuration(dir: &Path, tmpfs: &Path) -> String {
-    let (dir, tmpfs) = (dir.display(), tmpfs.display());
+    let tmpfs = tmpfs.display();
     let host = fs::read_to_string("/proc/sys/kernel/hostname").expect("a host name");
     let host = host.trim().split('.').next().unwrap_or_default();
     // srun would listen where its host's name leads; slurmd looks for it at the loopback address.
@@ -309,22 +283,50 @@ fn configuration(dir: &Path, tmpfs: &Path) -> String {
     // Held together, or both might be the same.
     let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").expect("a free port"));
     let [control, node] = listeners.each_ref().map(|l| l.local_addr().expect("an address").port());
+    common(dir)
+        + &format!(
+            "SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={control}
+CommunicationParameters=NoCtldInAddrAny{anywhere}
+SlurmdSpoolDir={dir}/spool
+TmpFS={tmpfs}
+SlurmdPidFile={dir}/slurmd.pid
+SlurmdLogFile={dir}/log/slurmd
+NodeName={host} NodeAddr=127.0.0.1 Port={node} CPUs={CPUS}
+PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=YES
+",
+            dir = dir.display()
+        )
+}
+
+/// The ends of the daemons' logs.
+pub(crate) fn logs(dir: &Path) -> String {
+    let mut text = String::new();
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        // What is said while there is no log file yet is in NAME.err, and so is all else again.
+        if entry.path().extension().is_some_and(|e| e == "err") && entry.path().with_extension("").exists() {
+            continue;
+        }
+        let log = fs::read(entry.path()).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        let last: Vec<&str> = log.lines().rev().take(20).collect();
+        text += &format!("{}:\n", entry.path().display());
+        last.iter().rev().for_each(|line| text += &format!("  {line}\n"));
+    }
+    text
+}
+
+/// What every Slurm of the tests has in its slurm.conf, with all of its files in this directory.
+pub(crate) fn common(dir: &Path) -> String {
     format!(
         "ClusterName=test
-SlurmctldHost={host}(127.0.0.1)
-SlurmctldPort={control}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
 AuthInfo=socket={dir}/munge.sock
-CommunicationParameters=NoCtldInAddrAny{anywhere}
 StateSaveLocation={dir}/state
-SlurmdSpoolDir={dir}/spool
-TmpFS={tmpfs}
 SlurmctldPidFile={dir}/slurmctld.pid
-SlurmdPidFile={dir}/slurmd.pid
 SlurmctldLogFile={dir}/log/slurmctld
-SlurmdLogFile={dir}/log/slurmd
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/affinity
 TaskPluginParam=None
@@ -336,8 +338,26 @@ MpiDefault=none
 ReturnToService=2
 SwitchType=switch/none
 KillWait=5
-NodeName={host} NodeAddr=127.0.0.1 Port={node} CPUs={CPUS}
-PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=YES
-"
+",
+        dir = dir.display()
     )
+}
+
+/// Makes a key, and says how munged is called with it.
+pub(crate) fn munged(dir: &Path) -> Vec<String> {
+    // Any 1024 bytes will do: the key protects nothing that lasts.
+    let mut key = vec![0u8; 1024];
+    std::io::Read::read_exact(&mut File::open("/dev/urandom").expect("/dev/urandom"), &mut key)
+        .expect("read");
+    let file = dir.join("munge.key");
+    fs::write(&file, key).expect("a file");
+    fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).expect("chmod");
+    let option = |name: &str, file: &str| format!("--{name}={}", dir.join(file).display());
+    vec![
+        "munged".to_owned(),
+        option("key-file", "munge.key"),
+        option("socket", "munge.sock"),
+        option("pid-file", "munged.pid"),
+        option("seed-file", "munge.seed"),
+    ]
 }

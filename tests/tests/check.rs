@@ -20,7 +20,7 @@ const RING: &[&str] = &["/opt/examples/ring"];
 
 #[test]
 fn every_image_under_every_launcher() {
-    // By rows: images; by columns: launchers under which their MPI finds its siblings.
+    // By rows: images; by columns: launchers under which their MPI finds its siblings by itself.
     let fits: &[(&str, &str, &[&str])] = &[
         ("bullseye-openmpi", "Open MPI 4.1.0", &["openmpi", "slurm-pmix", "none"]),
         ("bookworm-openmpi", "Open MPI 4.1.4", &["openmpi", "slurm-pmix", "none"]),
@@ -33,10 +33,14 @@ fn every_image_under_every_launcher() {
     for (image, mpi, good) in fits {
         for launcher in ["openmpi", "prrte", "hydra", "slurm-pmi2", "slurm-pmix", "slurm-none", "none"] {
             let outcome = check(host::Who::User, &["--launcher", launcher], &host::image(image), RING);
-            if good.contains(&launcher) {
+            if launcher != "slurm-none" {
                 assert_eq!(outcome.code(), Some(0), "{outcome}");
                 assert!(outcome.out().starts_with("yes: it would run "), "{outcome}");
+                let (bridged, cost) = (", bridged by a helper on each node", "over TCP");
+                assert_eq!(outcome.out().contains(bridged), !good.contains(&launcher), "{outcome}");
+                assert_eq!(outcome.out().contains(cost), !good.contains(&launcher), "{outcome}");
             } else {
+                // On how many nodes is not said: without any PMI they could not find each other.
                 assert_eq!(outcome.code(), Some(125), "{outcome}");
                 assert!(outcome.out().starts_with("no: it would not run under "), "{outcome}");
                 assert!(outcome.out().contains("[pmi-mismatch]"), "{outcome}");
@@ -83,7 +87,17 @@ fn json_is_as_the_schema_says() {
             &["/opt/examples/ring", "--json"],
         );
         let told: Value = serde_json::from_slice(&outcome.stdout).expect("JSON");
-        assert_eq!((outcome.code(), &told["verdict"]), (Some(125), &"bridge".into()));
+        assert_eq!((outcome.code(), &told["verdict"]), (Some(0), &"bridge".into()));
+        assert_eq!((&told["mpi"]["version"], &told["host_mpi"]), (&"5.0.7".into(), &Value::Null));
+
+        let outcome = check(
+            *who,
+            &["--launcher=slurm-none"],
+            &host::image("trixie-openmpi"),
+            &["/opt/examples/ring", "--json"],
+        );
+        let told: Value = serde_json::from_slice(&outcome.stdout).expect("JSON");
+        assert_eq!((outcome.code(), &told["verdict"]), (Some(125), &"refuse".into()));
         assert_eq!(names(&told["reasons"][0]), item("reasons"));
         assert_eq!(told["reasons"][0]["code"], "pmi-mismatch");
     }

@@ -243,7 +243,10 @@ fn a_configuration_with_a_mistake_is_named_with_line_and_column() {
         let outcome = Run::launch(*who, ["/", "true"]).env("HPC_LAUNCH_HOME", "maybe").run();
         outcome.refused("config-invalid", &["HPC_LAUNCH_HOME: \"maybe\" is neither true (1) nor false (0)"]);
         let outcome = Run::launch(*who, ["/", "true"]).env("HPC_LAUNCH_MPI", "hosts").run();
-        outcome.refused("config-invalid", &["HPC_LAUNCH_MPI: \"hosts\" is none of auto, host and image"]);
+        outcome.refused(
+            "config-invalid",
+            &["HPC_LAUNCH_MPI: \"hosts\" is none of auto, host, image and bridge"],
+        );
     }
 }
 
@@ -319,16 +322,18 @@ fn what_the_site_locks_stays_as_it_is() {
 fn bad_command_lines() {
     for who in everyone() {
         for (arguments, part) in [
-            (&[][..], "Usage: hpc-launch"),
+            (&[][..], "Usage: "),
             (&["/"], "<COMMAND>"),
             (&["", "true"], "<IMAGE>"),
             (&["--nope", "/", "true"], "--nope"),
             (&["--bind"], "--bind"),
-            (&["--mpi=hosts", "/", "true"], "[possible values: auto, host, image]"),
+            (&["--mpi=hosts", "/", "true"], "[possible values: auto, host, image, bridge]"),
             (&["plan"], "<IMAGE>"),
             (&["plan", "/"], "<COMMAND>"),
             (&["config", "extra"], "extra"),
             (&["--workdir"], "--workdir"),
+            (&["--tag-output", "/", "true"], "--np <N>"),
+            (&["-n", "x", "/", "true"], "invalid value 'x' for '--np <N>'"),
             (&["--no-home=1", "/", "true"], "--no-home"),
         ] {
             let outcome = Run::launch(*who, arguments).run();
@@ -337,6 +342,9 @@ fn bad_command_lines() {
             outcome.says(&[part]);
         }
         Run::launch(*who, ["--env", "A", "/", "true"]).run().refused("usage", &["there is no NAME=VALUE"]);
+        Run::launch(*who, ["-n", "0", "/", "true"])
+            .run()
+            .refused("usage", &["-n 0: a job has at least one rank"]);
         Run::launch(*who, ["--env", "=A", "/", "true"]).run().refused("usage", &["there is no NAME=VALUE"]);
         let help = Run::launch(*who, ["--help"]).run().good();
         for part in ["mpirun -n 64 hpc-launch IMAGE ./solver", "--bind", "125", "126", "127", "./NAME"] {

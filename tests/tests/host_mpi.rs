@@ -378,17 +378,19 @@ fn mpi4py_runs_on_the_hosts_mpi() {
     }
 }
 
-/// A command that only names a program may do something else with it: said, not refused.
+/// A command that only names a program may do something else with it: it is bridged in case it starts it.
 #[test]
-fn a_program_that_is_only_named_is_warned_of() {
+fn a_program_that_is_only_named_runs() {
     let image = host::image("bookworm-openmpi");
     for who in everyone() {
         let arguments = [text(&image), "cat", "/opt/examples/whose"];
-        let outcome = Run::hydra(*who, 2, arguments).run();
-        assert_eq!(outcome.code(), Some(0), "{outcome}");
-        let err = outcome.err();
-        assert_eq!(err.matches("hpc-launch: warning: if it starts that program").count(), 1, "{err}");
-        assert!(err.contains("speaks only PMIx"), "{err}");
+        let outcome = Run::hydra(*who, 2, arguments).run().good();
+        assert!(outcome.stdout.starts_with(b"\x7fELF"), "{outcome}");
+        assert!(outcome.stderr.is_empty(), "{outcome}");
+        let script = ["sh", "-c", "exec /opt/examples/ring"];
+        Run::hydra(*who, 3, [text(&image)].iter().chain(&script))
+            .run()
+            .prints("ring of 3 ranks: sum 3 correct");
     }
 }
 
@@ -569,12 +571,11 @@ fn a_program_with_its_mpi_inside_is_told_so() {
         &["[not-injectable]", "/opt/app/hello is statically linked"],
     );
     // Its own MPI is known, and so whether it fits.
-    refused(
-        &["--launcher=openmpi", "--bind", &bind],
-        &image,
-        &["/opt/app/hello"],
-        &["[pmi-mismatch]", "MPICH", "speaks only PMI-1/PMI-2"],
-    );
+    let arguments = ["check", "--launcher=openmpi", "--bind", &bind, text(&image), "/opt/app/hello"];
+    let outcome = Run::launch(Who::User, arguments).run().good();
+    for part in ["MPICH", "speaks only PMI-1/PMI-2", "bridged by a helper"] {
+        assert!(outcome.out().contains(part), "{part}: {outcome}");
+    }
     let arguments = ["check", "--launcher=hydra", "--bind", &bind, text(&image), "/opt/app/hello"];
     let outcome = Run::launch(Who::User, arguments).run();
     assert_eq!(outcome.code(), Some(0), "{outcome}");

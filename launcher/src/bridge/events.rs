@@ -24,6 +24,8 @@ use super::peer;
 
 /// Unread answers of a rank, in bytes, beyond which it is not listened to.
 const MAX_UNREAD: usize = 1 << 20;
+/// How many ranks' standard errors are kept.
+const VOICES: usize = 4;
 /// Events taken at once.
 const BATCH: usize = 64;
 /// Reads of what a rank wrote before its end.
@@ -68,6 +70,8 @@ struct Process {
     pidfd: OwnedFd,
     /// Kept open while we live.
     _lifeline: OwnedFd,
+    /// Its standard error, of a few: launchers wait for the end of each.
+    stderr: Option<OwnedFd>,
 }
 
 /// What an epoll event is about.
@@ -150,13 +154,14 @@ impl Events {
         };
         descriptors.reverse();
         let lifeline = descriptors.pop().ok_or("a rank is to bring its lifeline")?;
+        let stderr = descriptors.pop().ok_or("a rank is to bring its standard error")?;
         let pmi = if pmi { descriptors.pop() } else { None };
         let host = match host {
             letters::Host::None => None,
             letters::Host::Descriptor => descriptors.pop().map(|fd| (Some(fd), Host::Open)),
             letters::Host::At(address) => Some((None, Host::At(address))),
         };
-        self.join(rank, pid, lifeline, pmi, host, must_know)
+        self.join(rank, pid, (lifeline, stderr), pmi, host, must_know)
     }
 
     /// What a rank is told when its program may start.
@@ -181,7 +186,7 @@ impl Events {
         &mut self,
         rank: u32,
         pid: i32,
-        lifeline: OwnedFd,
+        (lifeline, stderr): (OwnedFd, OwnedFd),
         pmi: Option<OwnedFd>,
         host: Option<(Option<OwnedFd>, Host)>,
         must_know: bool,
@@ -209,7 +214,9 @@ impl Events {
         }
         let ended = EpollEvent::new(EpollFlags::EPOLLIN, Token::Rank(rank).data());
         self.epoll.add(&pidfd, ended).map_err(|e| failed("watching the process", e))?;
-        self.ranks.insert(rank, Process { pid, pidfd, _lifeline: lifeline });
+        let is_kept = self.ranks.values().filter(|p| p.stderr.is_some()).count() < VOICES;
+        let stderr = Some(stderr).filter(|_| is_kept);
+        self.ranks.insert(rank, Process { pid, pidfd, _lifeline: lifeline, stderr });
         self.settle();
         Ok(())
     }
@@ -237,6 +244,13 @@ impl Events {
     /// Ranks whose processes live, with their process numbers.
     pub fn living(&self) -> impl Iterator<Item = (u32, i32)> {
         self.ranks.iter().map(|(rank, process)| (*rank, process.pid))
+    }
+
+    /// Says something by the standard error of a rank that lives.
+    pub fn say(&self, text: &str) {
+        let line = format!("hpc-launch: {text}\n");
+        let mut voices = self.ranks.values().filter_map(|p| p.stderr.as_ref());
+        voices.find(|voice| nix::unistd::write(voice, line.as_bytes()).is_ok());
     }
 
     /// Whether something is still to be written.

@@ -27,6 +27,10 @@ const LETTER_MS: u64 = 5000;
 const LOST_MS: u64 = 300;
 /// How long the helper waits for ranks that have not come yet, when none is here.
 const ALONE_MS: u64 = 5000;
+/// Between words of ours and the end of the job: hydra drops what it has not passed on.
+const HEARD_MS: u64 = 150;
+/// How long other ranks may take to come when the one that built the sandbox has failed.
+const FAILED_MS: u16 = 300;
 /// How long the launcher may take over the last words.
 const LAST_MS: u64 = 1000;
 
@@ -47,6 +51,8 @@ struct Helper {
     ending: Ending,
     /// The first rank that ended without having finished.
     lost: Option<(u32, u64)>,
+    /// When the launcher is to be told that the job cannot go on, and why.
+    failing: Option<(u64, String)>,
     began: Instant,
     oversubscribed: bool,
 }
@@ -68,7 +74,6 @@ pub fn live(control: BorrowedFd, daemon: BorrowedFd) {
     let Ok(control) = control.try_clone_to_owned() else { return };
     let Ok(Some((Request::Listen, mut descriptors))) = letters::receive::<Request>(&control) else { return };
     let Some(door) = descriptors.pop() else { return };
-    drop(control);
     raise_limit();
     let mut helper = Helper {
         events: None,
@@ -82,10 +87,12 @@ pub fn live(control: BorrowedFd, daemon: BorrowedFd) {
         has_launcher: false,
         ending: Ending::default(),
         lost: None,
+        failing: None,
         began: Instant::now(),
         oversubscribed: false,
     };
-    helper.first(daemon);
+    helper.first(control.as_fd(), daemon);
+    drop(control);
     while helper.step() {}
 }
 
@@ -94,14 +101,27 @@ impl Helper {
         self.began.elapsed().as_millis() as u64
     }
 
-    /// The first rank tells what its launcher speaks: waited for without any events.
-    fn first(&mut self, daemon: BorrowedFd) {
+    /// The first rank tells what its launcher speaks: waited for without any events. `builder` is at its end when
+    /// that rank, which has built the sandbox, has become its program or has failed.
+    fn first(&mut self, builder: BorrowedFd, daemon: BorrowedFd) {
         let patience = Duration::from_millis(ALONE_MS);
+        let mut alone = false;
         while self.events.is_none() && self.began.elapsed() < patience {
             use nix::poll::{PollFd, PollFlags, poll};
-            let mut fds = [PollFd::new(self.doors[0].as_fd(), PollFlags::POLLIN)];
-            if !matches!(poll(&mut fds, ALONE_MS as u16), Ok(n) if n > 0) {
-                return;
+            let mut fds = [
+                PollFd::new(self.doors[0].as_fd(), PollFlags::POLLIN),
+                PollFd::new(daemon, PollFlags::POLLIN),
+                PollFd::new(builder, PollFlags::POLLIN),
+            ];
+            let (watched, limit) = if alone { (2, FAILED_MS) } else { (3, ALONE_MS as u16) };
+            let ready = poll(&mut fds[..watched], limit);
+            if fds[0].any() != Some(true) {
+                match ready {
+                    Ok(n) if n > 0 && fds[1].any() != Some(true) => alone = true,
+                    Err(nix::errno::Errno::EINTR) => {}
+                    _ => return,
+                }
+                continue;
             }
             let Some(socket) = self.accept(0) else { continue };
             let timeout = nix::sys::time::TimeVal::new(LETTER_MS as i64 / 1000, 0);
@@ -204,6 +224,7 @@ impl Helper {
         let Some(events) = &mut self.events else { return false };
         let due = [
             self.ending.next(),
+            self.failing.as_ref().map(|(due, _)| *due),
             self.lost.filter(|_| !self.ending.has_begun()).map(|(_, since)| since + LOST_MS),
             self.callers.values().map(|(_, since)| since + LETTER_MS).min(),
         ];
@@ -285,23 +306,35 @@ impl Helper {
         if self.ending.has_begun() {
             return;
         }
-        self.say(why);
-        for (_, socket) in std::mem::take(&mut self.joining) {
-            let _ = letters::send(&socket, &Reply::Refused(why.to_owned()), &[]);
+        let waiting = std::mem::take(&mut self.joining);
+        if waiting.is_empty() {
+            self.say(why);
+        }
+        for socket in waiting.values() {
+            let _ = letters::send(socket, &Reply::Refused(why.to_owned()), &[]);
         }
         let now = self.now();
         let Some(events) = &mut self.events else { return };
-        let first = events.living().next();
-        if let Some((rank, _)) = first {
-            events.abort(rank, 1, why.to_owned());
+        let has_launcher = self.has_launcher && !events.node.launcher_is_gone();
+        if has_launcher {
+            self.failing = Some((now + HEARD_MS, why.to_owned()));
         }
-        self.ending.begin(now, self.has_launcher && !why.contains("has closed"));
+        // Ranks that are told so end by themselves.
+        self.ending.begin(now, has_launcher || !waiting.is_empty());
     }
 
     /// What time brings.
     fn in_time(&mut self) {
         let now = self.now();
         self.callers.retain(|_, (_, since)| now < *since + LETTER_MS);
+        if let Some((_, why)) = self.failing.take_if(|(due, _)| now >= *due)
+            && let Some(events) = &mut self.events
+        {
+            let some = events.living().next();
+            if let Some((rank, _)) = some {
+                events.abort(rank, 1, why);
+            }
+        }
         if let Some((rank, since)) = self.lost
             && now >= since + LOST_MS
             && !self.ending.has_begun()
@@ -336,20 +369,9 @@ impl Helper {
         }
     }
 
-    /// To the standard error of a rank that lives: the helper holds none, launchers wait for its end.
     fn say(&self, text: &str) {
-        let Some(events) = &self.events else { return };
-        let line = format!("hpc-launch: {text}\n");
-        for (_, pid) in events.living() {
-            use std::io::Write;
-            use std::os::unix::fs::OpenOptionsExt;
-            let open = std::fs::File::options()
-                .append(true)
-                .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
-                .open(format!("/proc/{pid}/fd/2"));
-            if open.is_ok_and(|mut file| file.write_all(line.as_bytes()).is_ok()) {
-                return;
-            }
+        if let Some(events) = &self.events {
+            events.say(text);
         }
     }
 }

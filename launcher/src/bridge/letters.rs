@@ -41,7 +41,8 @@ pub enum Speaks {
 /// To the helper.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
-    /// A rank. Descriptors: its lifeline, its PMI connection if it has one, that to the launcher if it has one.
+    /// A rank. Descriptors: its lifeline, its standard error, its PMI connection if it has one, that to the launcher
+    /// if it has one.
     Join {
         /// In the job.
         rank: u32,

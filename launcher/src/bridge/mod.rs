@@ -217,7 +217,12 @@ pub fn join(
         speaks,
         host,
     };
-    let descriptors: Vec<RawFd> = [Some(&held), pmi.as_ref().map(|(_, its)| its), descriptor.as_ref()]
+    // Where the helper may say what goes wrong; somebody may have closed it.
+    let nowhere = || std::fs::File::open("/dev/null").map(OwnedFd::from);
+    let stderr = std::io::stderr().as_fd().try_clone_to_owned().or_else(|_| nowhere());
+    let stderr = stderr.map_err(|e| Error::step("keeping standard error", e))?;
+    let pmi_end = pmi.as_ref().map(|(_, its)| its);
+    let descriptors: Vec<RawFd> = [Some(&held), Some(&stderr), pmi_end, descriptor.as_ref()]
         .into_iter()
         .flatten()
         .map(AsRawFd::as_raw_fd)
@@ -243,7 +248,7 @@ pub fn join(
         .map_err(failed("limiting the wait for the helper"))?;
     letters::send(&socket, &letter, &descriptors).map_err(gone)?;
     // Its copies are the only ones: whoever is at their other ends sees its end.
-    drop((held, descriptor));
+    drop((held, stderr, descriptor));
     let ours = pmi.map(|(ours, _)| ours);
     let reply = letters::receive::<Reply>(&socket).map_err(gone)?;
     let (nspace, address, size, local) = match reply {

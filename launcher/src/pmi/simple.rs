@@ -52,8 +52,8 @@ impl Rank {
 
     fn learn(&mut self) -> Result<()> {
         if self.two {
-            let full = Message::new("fullinit")
-                .with("pmijobid", "")
+            let full = // No empty field: hydra 4.3 does not parse one.
+            Message::new("fullinit")
                 .with("pmirank", self.told.rank)
                 .with("threaded", "FALSE");
             let answer = self.ask(&full, "fullinit")?;

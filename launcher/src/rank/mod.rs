@@ -244,8 +244,9 @@ impl Request {
         }
         self.say(&plan);
         let Plan { workdir, program, wiring, steps, .. } = plan;
-        // The mount points' descriptors: closed by the exec that follows, all at once.
-        std::mem::forget(steps);
+        // The mount points' descriptors, and the helper's, which knows by it that we have not failed: closed by the
+        // exec that follows, all at once.
+        std::mem::forget((steps, helper));
         Ok(Inside::Built(Ready { workdir, program, environ, wiring }))
     }
 

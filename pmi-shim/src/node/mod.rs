@@ -104,6 +104,7 @@ pub struct Node {
     collectives: Collectives,
     out: Vec<Do>,
     failed: bool,
+    gone: bool,
 }
 
 impl Node {
@@ -124,6 +125,7 @@ impl Node {
             collectives: Collectives::default(),
             out: Vec::new(),
             failed: false,
+            gone: false,
         }
     }
 
@@ -145,7 +147,13 @@ impl Node {
             collectives: Collectives::default(),
             out: Vec::new(),
             failed: false,
+            gone: false,
         }
+    }
+
+    /// Whether the launcher has closed a connection that was in use.
+    pub fn launcher_is_gone(&self) -> bool {
+        self.gone
     }
 
     /// What is to be done.
@@ -690,6 +698,7 @@ impl Node {
                     .get(&rank)
                     .is_none_or(|m| m.ended || m.stage == Stage::Finished && m.finishing.is_empty());
                 if !over {
+                    self.gone = true;
                     self.fail(format!("the launcher has closed its connection with rank {rank}"));
                 }
             }

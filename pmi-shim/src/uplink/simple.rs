@@ -412,8 +412,7 @@ impl Client {
     /// The versions are agreed.
     fn initialised(&mut self, rank: u32, out: &mut Vec<Out>) {
         if self.is_two(rank) {
-            let command =
-                Message::new("fullinit").with("pmijobid", "").with("pmirank", rank).with("threaded", "FALSE");
+            let command = Message::new("fullinit").with("pmirank", rank).with("threaded", "FALSE");
             return self.ask_for(rank, For::FullInit, command, out);
         }
         if !self.asking {
@@ -664,9 +663,7 @@ mod tests {
         assert_eq!(out, [Out::Send(5, init(true).encode(Protocol::One))]);
         out.clear();
         client.receive(5, b"cmd=response_to_init pmi_version=2 pmi_subversion=0 rc=0\n", &mut out);
-        assert!(
-            matches!(&out[..], [Out::Send(5, b)] if b.starts_with(b"    58cmd=fullinit;") || b[6..].starts_with(b"cmd=fullinit;"))
-        );
+        assert!(matches!(&out[..], [Out::Send(5, b)] if b[6..].starts_with(b"cmd=fullinit;pmirank=0;")));
     }
 
     #[test]
