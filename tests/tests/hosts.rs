@@ -53,7 +53,11 @@ fn check_hello(outcome: &Outcome, names: &[String], library: &str) {
 /// Who is where, and that messages of all kinds arrive.
 #[track_caller]
 fn check(from: Host, names: &[String], by: By, who: Who, mode: &str) {
-    let (image, library) = image(by);
+    check_image(from, names, by, who, mode, image(by));
+}
+
+#[track_caller]
+fn check_image(from: Host, names: &[String], by: By, who: Who, mode: &str, (image, library): (&str, &str)) {
     let image = host::image(image).display().to_string();
     let outcome = from.launch(by, who, RANKS, [mode, &image, "/opt/examples/hello"]).run().good();
     check_hello(&outcome, names, library);
@@ -122,6 +126,71 @@ fn four_hosts() {
     let all = [By::Hydra, By::Srun("pmix"), By::Mpirun, By::Srun("pmi2"), By::Prterun];
     for by in all.into_iter().take(if host::full() { all.len() } else { 2 }) {
         check(bed.head(), bed.names(), by, Who::User, "--mpi=image");
+    }
+}
+
+/// An image whose MPI its launcher cannot serve: a helper on each host, which give each other what their ranks put.
+fn bridged(bed: &Hosts, by: By, who: Who) {
+    let images: &[(&str, &str)] = match by {
+        By::Prterun => &[("bookworm-mpich", "MPICH Version:"), ("bookworm-openmpi", "Open MPI v4")],
+        By::Mpirun | By::Srun("pmix") => &[("bookworm-mpich", "MPICH Version:")],
+        By::Hydra | By::Srun(_) => &[("bookworm-openmpi", "Open MPI v4"), ("trixie-openmpi", "Open MPI v5")],
+    };
+    for image in images {
+        check_image(bed.head(), bed.names(), by, who, "--mpi=auto", *image);
+    }
+}
+
+#[test]
+fn bridges_over_two_hosts() {
+    let Some(bed) = bed(|| Hosts::new(2)) else { return };
+    for (n, by) in [By::Mpirun, By::Hydra, By::Prterun].into_iter().enumerate() {
+        bridged(&bed, by, everyone()[n % everyone().len()]);
+    }
+}
+
+#[test]
+fn bridges_over_four_hosts_with_slurm() {
+    let Some(bed) = bed(|| Hosts::with_slurm(4)) else { return };
+    for (n, by) in [By::Srun("pmi2"), By::Srun("pmix"), By::Mpirun, By::Hydra].into_iter().enumerate() {
+        if n < 2 || host::full() {
+            bridged(&bed, by, everyone()[(n + 1) % everyone().len()]);
+        }
+    }
+}
+
+/// Without any PMI ranks of one host can be joined, those of several cannot, which is said once on each.
+#[test]
+fn srun_without_pmi_over_two_hosts_is_refused() {
+    let Some(bed) = bed(|| Hosts::with_slurm(2)) else { return };
+    let image = host::image("bookworm-mpich").display().to_string();
+    for who in everyone() {
+        let run = bed.head().launch(By::Srun("none"), *who, RANKS, [&image, "/opt/examples/hello"]);
+        let outcome = run.run();
+        let text = outcome.out() + &outcome.err();
+        assert_eq!(outcome.code(), Some(125), "{outcome}");
+        assert_eq!(text.matches("[pmi-mismatch]").count(), bed.names().len(), "{outcome}");
+        assert!(text.contains("the ranks are on several nodes"), "{outcome}");
+        assert!(text.contains("srun --mpi=pmi2 or --mpi=pmix"), "{outcome}");
+    }
+}
+
+/// Values of our own client between helpers, by every way, under every launcher.
+#[test]
+fn values_pass_between_hosts() {
+    let (hosts, ranks) = if host::full() { (16, 16) } else { (4, 3) };
+    let Some(bed) = bed(|| Hosts::with_slurm(hosts)) else { return };
+    let image = host::image("bookworm-mpich").display().to_string();
+    let bind = format!("{}:/opt/hpc-launch:ro", host::launcher().display());
+    for by in [By::Mpirun, By::Hydra, By::Srun("pmi2"), By::Srun("pmix")] {
+        for (way, protocol) in [("descriptor", "pmi1"), ("port", "pmi2"), ("pmix", "pmix")] {
+            let line = ["--mpi=bridge", "--pmi", way, "--bind", &bind, &image, "/opt/hpc-launch", "pmi"];
+            let exchange = ["exchange", "--size=700", "--protocol", protocol];
+            let arguments: Vec<&str> = line.iter().chain(&exchange).copied().collect();
+            let outcome = bed.head().launch(by, Who::User, ranks, arguments).run().good();
+            let expected = format!("exchange of {} ranks, 700 bytes each, over PMI", hosts as u32 * ranks);
+            assert!(outcome.out().contains(&expected) && outcome.out().contains(": correct;"), "{outcome}");
+        }
     }
 }
 
