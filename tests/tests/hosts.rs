@@ -137,7 +137,7 @@ fn bridged(bed: &Hosts, by: By, who: Who) {
         By::Hydra | By::Srun(_) => &[("bookworm-openmpi", "Open MPI v4"), ("trixie-openmpi", "Open MPI v5")],
     };
     for image in images {
-        check_image(bed.head(), bed.names(), by, who, "--mpi=auto", *image);
+        check_image(bed.head(), bed.names(), by, who, "--mpi=bridge", *image);
     }
 }
 

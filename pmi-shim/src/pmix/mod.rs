@@ -8,6 +8,7 @@ pub mod command;
 pub mod handshake;
 pub mod job;
 pub mod pack;
+mod squashed;
 pub mod unpack;
 pub mod value;
 
@@ -42,8 +43,17 @@ pub const RANK_WILDCARD: u32 = 0xffff_fffe;
 /// Stands for whichever rank has it.
 pub const RANK_UNDEF: u32 = 0xffff_ffff;
 
-/// The bytes under a key in a reply to a get: byte objects of a process and its KVALs.
+/// The bytes under a key in a reply to a get: byte objects of a process and its KVALs, in our packing or, from other
+/// hosts, in the server's own.
 pub fn find(r: &mut Reader, key: &str) -> Result<Option<Vec<u8>>, Malformed> {
+    let rest = r.rest();
+    match find_plain(r, key) {
+        Err(e) => squashed::find(rest, key).map_err(|_| e),
+        found => found,
+    }
+}
+
+fn find_plain(r: &mut Reader, key: &str) -> Result<Option<Vec<u8>>, Malformed> {
     while !r.is_empty() {
         let mut blob = Reader::new(r.bytes()?);
         blob.procs()?;
