@@ -1,8 +1,9 @@
 //! System calls of the bridge that no crate wraps.
 
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
 /// A descriptor that becomes readable when the process ends (pidfd_open(2), Linux 5.3).
@@ -27,7 +28,7 @@ pub fn signal(pidfd: &OwnedFd, signal: Signal) -> nix::Result<()> {
 }
 
 /// Whoever of this process holds `end` of a pipe is killed when its other end is closed: by the kernel, also
-/// after an exec (fcntl(2), F_SETSIG; fs/pipe.c, pipe_release).
+/// after an exec (fcntl(2), F_SETSIG; fs/pipe.c, pipe_release). An error where that has happened already.
 #[allow(unsafe_code)]
 pub fn die_with(end: &OwnedFd) -> nix::Result<()> {
     let fd = end.as_raw_fd();
@@ -40,7 +41,13 @@ pub fn die_with(end: &OwnedFd) -> nix::Result<()> {
     set(F_SETSIG, libc::SIGKILL)?;
     set(libc::F_SETOWN, nix::unistd::getpid().as_raw())?;
     set(libc::F_SETFL, libc::O_ASYNC)?;
-    inherit(end)
+    inherit(end)?;
+    // Closed before that: nobody would be told any more.
+    let mut fds = [PollFd::new(end.as_fd(), PollFlags::POLLIN)];
+    match poll(&mut fds, PollTimeout::ZERO) {
+        Ok(0) => Ok(()),
+        _ => Err(Errno::EPIPE),
+    }
 }
 
 /// Survives an exec.

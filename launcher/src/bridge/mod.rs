@@ -12,7 +12,7 @@ mod helper;
 pub mod letters;
 mod peer;
 
-pub use self::calls::{exit_now, replace};
+pub use self::calls::{die_with, exit_now, replace};
 pub use self::ending::Ending;
 pub use self::events::{Event, Events};
 
@@ -198,7 +198,7 @@ pub fn join(
     let (speaks, host, descriptor) = launcher(rank, outside)?;
     let (lifeline, held) =
         nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(failed("making a pipe"))?;
-    calls::die_with(&lifeline).map_err(failed("tying this rank's life to the helper's"))?;
+    die_with(&lifeline).map_err(failed("tying this rank's life to the helper's"))?;
     let pmi = match wiring.downlink {
         Downlink::Descriptor => {
             let flags = SockFlag::SOCK_CLOEXEC;

@@ -15,6 +15,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::sched::CpuSet;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, killpg, raise, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -32,7 +33,7 @@ use crate::bridge::{Ending, Event, Events, alone, directories, host_name, letter
 use crate::cli::{Cli, JobOptions};
 use crate::config::Config;
 use crate::environ::Environ;
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, EXIT_REFUSED, Error, Result};
 use crate::job::JobStep;
 use crate::rank::Request;
 
@@ -55,6 +56,8 @@ struct Child {
     pid: Pid,
     /// By which it asks for its PMI server.
     control: Option<OwnedFd>,
+    /// The pipe whose end is its end.
+    _lifeline: OwnedFd,
 }
 
 /// The job while it runs.
@@ -184,6 +187,7 @@ impl Running {
             let flags = SockFlag::SOCK_CLOEXEC;
             let (ours, its) =
                 socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).map_err(failed)?;
+            let (lifeline, held) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(failed)?;
             let processors =
                 topology.processors(options.bind_to.unwrap_or(topology::BindTo::Core), rank as usize, total);
             match fork().map_err(failed)? {
@@ -199,13 +203,15 @@ impl Running {
                         identity: Vec::new(),
                     };
                     let job = JobStep { rank: place, daemon };
-                    become_rank(request, job, its, (input, outputs), processors.as_deref(), &self.before)
+                    drop(held);
+                    let ends = Ends { lifeline, door: its, input, outputs };
+                    become_rank(request, job, ends, processors.as_deref(), &self.before)
                 }
                 ForkResult::Parent { child } => {
                     // Both sides do it: whoever comes first, it is done before anything is sent to the group.
                     let _ = nix::unistd::setpgid(child, child);
                     self.events.watch(ours.as_fd(), CONTROLS + rank).map_err(failed)?;
-                    self.children.insert(rank, Child { pid: child, control: Some(ours) });
+                    self.children.insert(rank, Child { pid: child, control: Some(ours), _lifeline: held });
                 }
             }
         }
@@ -220,7 +226,7 @@ impl Running {
                 *place = Some(output::file(directory, rank, kind)?.into());
             } else if options.tag_output {
                 let failed = |e: Errno| Error::step("making a pipe for a rank's output", e);
-                let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(failed)?;
+                let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(failed)?;
                 let number = PIPES + 2 * rank + number;
                 let tagged = Tagged::new(read, rank, kind);
                 self.events.watch(tagged.pipe(), number).map_err(failed)?;
@@ -242,7 +248,7 @@ impl Running {
         if !std::io::IsTerminal::is_terminal(&stdin) {
             return Ok(None);
         }
-        let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|e| failed(e.into()))?;
+        let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|e| failed(e.into()))?;
         if nix::unistd::tcgetpgrp(&stdin) == Ok(nix::unistd::getpgrp()) {
             self.events.watch(stdin.as_fd(), STDIN).map_err(|e| failed(e.into()))?;
             self.input = Some(write);
@@ -444,15 +450,28 @@ fn fork() -> nix::Result<ForkResult> {
     unsafe { nix::unistd::fork() }
 }
 
+/// A rank's ends of what connects it with us.
+struct Ends {
+    lifeline: OwnedFd,
+    door: OwnedFd,
+    input: Option<OwnedFd>,
+    outputs: [Option<OwnedFd>; 2],
+}
+
 /// In the child: never returns.
 fn become_rank(
     request: &Request,
     job: JobStep,
-    door: OwnedFd,
-    (input, [out, err]): (Option<OwnedFd>, [Option<OwnedFd>; 2]),
+    ends: Ends,
     processors: Option<&[usize]>,
     mask: &SigSet,
 ) -> ! {
+    let Ends { lifeline, door, input, outputs: [out, err] } = ends;
+    // Whatever becomes of this process, it does not outlive the job.
+    if crate::bridge::die_with(&lifeline).is_err() {
+        crate::bridge::exit_now(EXIT_REFUSED.into());
+    }
+    std::mem::forget(lifeline);
     let _ = nix::unistd::setpgid(Pid::from_raw(0), Pid::from_raw(0));
     let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(mask), None);
     let place = |fd: Option<OwnedFd>, at: BorrowedFd| {
