@@ -47,6 +47,16 @@ pub fn judge(rank: &Rank, mpi: &ImageMpi, get: impl Fn(&str) -> Option<String>) 
     );
     let launch_with = |what: &str| format!("{what}, or use an image whose MPI fits the launcher");
     match rank.offers {
+        // It takes srun for its launcher, and does not start without PMIx (orte/mca/schizo/slurm; measured).
+        Offer::Nothing if rank.size == Some(1) && mpi.open_mpi.is_some_and(|major| major < 5) => {
+            Err(Misfit {
+                why: format!(
+                    "{launcher} offers no PMI, and {} does not start under it without PMIx",
+                    mpi.described
+                ),
+                cure: launch_with("start it with srun --mpi=pmix"),
+            })
+        }
         // One rank alone is what was asked for.
         Offer::Nothing if rank.size == Some(1) => Ok(()),
         Offer::Nothing => {
@@ -165,6 +175,9 @@ mod tests {
             verdict(&rank(Slurm, Offer::Pmix, 4), &open_mpi(4), &["SLURM_NODELIST", "SLURM_STEP_ID"]).is_ok()
         );
         assert!(verdict(&rank(Slurm, Offer::Nothing, 1), &mpich(), &[]).is_ok());
+        assert!(verdict(&rank(Slurm, Offer::Nothing, 1), &open_mpi(5), &[]).is_ok());
+        let e = verdict(&rank(Slurm, Offer::Nothing, 1), &open_mpi(4), &[]).unwrap_err();
+        assert!(e.contains("does not start under it without PMIx"), "{e}");
     }
 
     #[test]

@@ -51,6 +51,13 @@ pub fn all() -> Vec<HostMpi> {
 impl HostMpi {
     /// hpc-launch under this MPI's own launcher.
     pub fn launch(&self, who: Who, ranks: u32, arguments: &[&str]) -> Run {
+        let program = launcher().display().to_string();
+        let command: Vec<&str> = std::iter::once(program.as_str()).chain(arguments.iter().copied()).collect();
+        self.job(who, ranks, &command)
+    }
+
+    /// Any command under this MPI's own launcher.
+    pub fn job(&self, who: Who, ranks: u32, command: &[&str]) -> Run {
         let ranks = ranks.to_string();
         let program = match (&self.tree, self.family) {
             (None, "openmpi") => PathBuf::from("mpirun.openmpi"),
@@ -62,7 +69,7 @@ impl HostMpi {
         if self.family == "openmpi" {
             run = run.args(["--oversubscribe"]);
         }
-        run = run.args(["-n", &ranks]).args([launcher()]).args(arguments);
+        run = run.args(["-n", &ranks]).args(command);
         run = run.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
         run = run.env("PRTE_ALLOW_RUN_AS_ROOT", "1").env("PRTE_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
         // Its launcher looks for its own tree; libfabric's shared memory needs more than a container gives.

@@ -186,8 +186,8 @@ fn matrix() {
     println!("{table}");
     assert!(cells > 0);
     assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
-    if let Some(path) = std::env::var_os("HPC_LAUNCH_MATRIX") {
-        fs::write(path, table).expect("the table is written");
+    if let Some(docs) = std::env::var_os("HPC_LAUNCH_MATRIX") {
+        fs::write(Path::new(&docs).join("matrix-hosts.md"), table).expect("the table is written");
     }
 }
 

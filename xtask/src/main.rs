@@ -45,7 +45,7 @@ enum Task {
     Stress,
     /// Compare abi-probe with the real loaders, over every object of the images and of this machine
     Oracle,
-    /// Run every image with every MPI of this host that can be had, and write docs/matrix.md
+    /// Run every image under every launcher and with every MPI of this host: docs/matrix.md, docs/matrix-hosts.md
     Matrix,
     /// Check formatting and lints
     Check,

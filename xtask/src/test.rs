@@ -99,8 +99,8 @@ fn run_phases(layout: &Layout, scope: &Scope, phases: &mut Phases) -> Result<()>
             command.args(["--test", "oracle", "--", "--nocapture"]);
         }
         if *scope == Scope::Matrix {
-            command.env("HPC_LAUNCH_MATRIX", layout.root.join("docs/matrix.md"));
-            command.args(["--test", "host_mpi", "--", "--nocapture", "matrix"]);
+            command.env("HPC_LAUNCH_MATRIX", layout.root.join("docs"));
+            command.args(["--test", "host_mpi", "--test", "launchers", "--", "--nocapture", "matrix"]);
         }
         if !filter.is_empty() {
             command.args(["--", filter]);

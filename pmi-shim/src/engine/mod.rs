@@ -63,7 +63,7 @@ pub enum Effect {
         message: String,
     },
     /// Something for the service of names.
-    Name(Peer, names::Ask),
+    Name(names::Asker, names::Ask),
     /// The connection is of no more use: the rank broke the protocol, and why.
     Broken(Link, String),
 }

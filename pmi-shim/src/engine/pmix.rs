@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::names::{Answer, Ask};
+use super::names::{Answer, Ask, Asker};
 use super::{Effect, Link, Participants, Peer};
 use crate::job::Job;
 use crate::pmix::command::{self, Request, scope};
@@ -50,7 +50,8 @@ pub struct Pmix {
     stored: HashMap<u32, Stored>,
     size: usize,
     waiting: Vec<Waiting>,
-    asked: HashMap<Peer, Vec<u32>>,
+    /// Requests whose answers come from the service of names, by their tags.
+    asked: HashSet<Asker>,
 }
 
 /// What a rank committed for other nodes.
@@ -65,7 +66,7 @@ impl Pmix {
             stored: HashMap::new(),
             size: 0,
             waiting: Vec::new(),
-            asked: HashMap::new(),
+            asked: HashSet::new(),
         }
     }
 
@@ -124,7 +125,10 @@ impl Pmix {
                 effects
             }
             Request::Publish { infos } => self.ask(peer, tag, Ask::Publish(infos)),
-            Request::Lookup { keys, infos } => {
+            Request::Lookup { mut keys, infos } => {
+                // Asked for often, a long value would be told often.
+                keys.sort_unstable();
+                keys.dedup();
                 let waits = command::is_set(&infos, command::WAIT);
                 // 0 stands for all of them (PMIX_WAIT).
                 let wait = match command::number_of(&infos, command::WAIT) {
@@ -292,7 +296,8 @@ impl Pmix {
         ranks.sort_unstable();
         ranks.dedup();
         let all = ranks.is_empty() || ranks.contains(&RANK_WILDCARD) || ranks.len() == job.size() as usize;
-        if !all && (!ranks.contains(&peer.rank) || ranks.iter().any(|rank| *rank >= job.size())) {
+        let is_stranger = |rank: &u32| *rank >= job.size() && *rank != RANK_WILDCARD;
+        if ranks.iter().any(is_stranger) || !all && !ranks.contains(&peer.rank) {
             let bad = reply(tag, Writer::new().status(status::BAD_PARAM));
             return vec![Effect::Send(peer.link, bad)];
         }
@@ -304,16 +309,16 @@ impl Pmix {
     }
 
     fn ask(&mut self, peer: Peer, tag: u32, ask: Ask) -> Vec<Effect> {
-        self.asked.entry(peer).or_default().push(tag);
-        vec![Effect::Name(peer, ask)]
+        let asker = Asker { peer, ticket: tag };
+        self.asked.insert(asker);
+        vec![Effect::Name(asker, ask)]
     }
 
     /// The answer of the service of names, for the rank that asked.
-    pub fn named(&mut self, peer: Peer, answer: &Answer) -> Vec<Effect> {
-        let Some(tags) = self.asked.get_mut(&peer).filter(|tags| !tags.is_empty()) else {
+    pub fn named(&mut self, asker: Asker, answer: &Answer) -> Vec<Effect> {
+        if !self.asked.remove(&asker) {
             return Vec::new();
-        };
-        let tag = tags.remove(0);
+        }
         let w = match answer {
             Answer::Done => Writer::new().status(status::SUCCESS),
             Answer::Found(found) => Writer::new().status(status::SUCCESS).size(found.len()).pdata(found),
@@ -321,13 +326,13 @@ impl Pmix {
             Answer::Exists => Writer::new().status(status::DUPLICATE_KEY),
             Answer::Refused(_) => Writer::new().status(status::NOT_SUPPORTED),
         };
-        vec![Effect::Send(peer.link, reply(tag, w))]
+        vec![Effect::Send(asker.peer.link, reply(asker.ticket, w))]
     }
 
     /// The connection is gone.
     pub fn closed(&mut self, link: Link) {
         self.waiting.retain(|w| w.peer.link != link);
-        self.asked.retain(|peer, _| peer.link != link);
+        self.asked.retain(|asker| asker.peer.link != link);
     }
 }
 
@@ -463,7 +468,26 @@ mod tests {
         assert_eq!(fence(&[1, 0], "job"), Ok(("fence".into(), Some(vec![0, 1]))));
         assert_eq!(fence(&[1, 2], "job"), Err(status::BAD_PARAM));
         assert_eq!(fence(&[0, 7], "job"), Err(status::BAD_PARAM));
+        assert_eq!(fence(&[0, 7, 8], "job"), Err(status::BAD_PARAM), "as many as there are, but others");
         assert_eq!(fence(&[RANK_WILDCARD], "other"), Err(status::NOT_SUPPORTED));
+    }
+
+    #[test]
+    fn names_are_answered_under_the_tag_of_what_was_asked() {
+        let mut e = Pmix::new("job", None);
+        let mut ask = |tag, request: Request| {
+            let effects = e.handle(&job(), peer(0), tag, &request.pack(0));
+            let [Effect::Name(asker, ask)] = &effects[..] else { panic!("{effects:?}") };
+            (*asker, ask.clone())
+        };
+        let keys = ["a", "b", "a"].map(str::to_owned).to_vec();
+        let infos = vec![Info::new(command::WAIT, Value::u32(0))];
+        let (first, lookup) = ask(7, Request::Lookup { keys, infos });
+        assert!(matches!(lookup, Ask::Lookup { keys, wait: 2 } if keys == ["a", "b"]));
+        let (second, _) = ask(8, Request::Publish { infos: vec![Info::new("a", Value::u32(1))] });
+        assert_eq!(replies(&e.named(second, &Answer::Done))[0].1, 8);
+        assert_eq!(replies(&e.named(first, &Answer::NotFound))[0].1, 7);
+        assert_eq!(e.named(first, &Answer::Done), [], "asked once, answered once");
     }
 
     #[test]

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::names::{Answer, Ask};
+use super::names::{Answer, Ask, Asker};
 use super::{Effect, Link, Participants, Peer};
 use crate::job::Job;
 use crate::pmix::{Info, Value};
@@ -36,7 +36,8 @@ pub struct Simple {
     attributes: HashMap<String, String>,
     waiting: Vec<(Peer, Message)>,
     /// Requests whose answers come from the service of names.
-    asked: HashMap<Peer, Message>,
+    asked: HashMap<Asker, Message>,
+    tickets: u32,
 }
 
 impl Simple {
@@ -79,7 +80,7 @@ impl Simple {
     pub fn closed(&mut self, link: Link) {
         self.sessions.remove(&link);
         self.waiting.retain(|(peer, _)| peer.link != link);
-        self.asked.retain(|peer, _| peer.link != link);
+        self.asked.retain(|asker, _| asker.peer.link != link);
     }
 
     /// One request.
@@ -344,13 +345,16 @@ impl Simple {
     }
 
     fn ask(&mut self, peer: Peer, request: &Message, ask: Ask) -> Vec<Effect> {
-        self.asked.insert(peer, request.clone());
-        vec![Effect::Name(peer, ask)]
+        self.tickets = self.tickets.wrapping_add(1);
+        let asker = Asker { peer, ticket: self.tickets };
+        self.asked.insert(asker, request.clone());
+        vec![Effect::Name(asker, ask)]
     }
 
     /// The answer of the service of names, for the rank that asked.
-    pub fn named(&mut self, peer: Peer, answer: &Answer) -> Vec<Effect> {
-        let Some(request) = self.asked.remove(&peer) else { return Vec::new() };
+    pub fn named(&mut self, asker: Asker, answer: &Answer) -> Vec<Effect> {
+        let Some(request) = self.asked.remove(&asker) else { return Vec::new() };
+        let peer = asker.peer;
         let two = self.sessions.get(&peer.link).is_some_and(|s| s.two);
         let name = match request.command.as_str() {
             "publish_name" => "publish_result".to_owned(),
@@ -496,13 +500,13 @@ mod tests {
         let mut e = Simple::default();
         one(&mut e, 0, "cmd=init pmi_version=1 pmi_subversion=1");
         let asked = e.handle(&job(), peer(0), &Frame::Line("cmd=lookup_name service=s".into()));
-        assert!(matches!(&asked[..], [Effect::Name(_, Ask::Lookup { wait: 0, .. })]));
+        let [Effect::Name(asker, Ask::Lookup { wait: 0, .. })] = &asked[..] else { panic!("{asked:?}") };
         let found = Answer::Found(vec![(
             crate::pmix::Proc { nspace: "n".into(), rank: 0 },
             Info::new("s", Value::string("tag#0$")),
         )]);
-        assert_eq!(sent(e.named(peer(0), &found)), "cmd=lookup_result info=ok rc=0 port=tag#0$\n");
-        assert_eq!(sent(e.named(peer(0), &found)), "", "asked once, answered once");
+        assert_eq!(sent(e.named(*asker, &found)), "cmd=lookup_result info=ok rc=0 port=tag#0$\n");
+        assert_eq!(sent(e.named(*asker, &found)), "", "asked once, answered once");
     }
 
     proptest! {

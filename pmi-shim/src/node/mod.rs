@@ -8,7 +8,7 @@ mod collective;
 use std::collections::{BTreeMap, HashMap};
 
 use self::collective::{Collectives, Complete, Part};
-use crate::engine::names::{Answer, Ask, Names};
+use crate::engine::names::{Answer, Ask, Asker, Names};
 use crate::engine::pmix::Pmix;
 use crate::engine::simple::Simple;
 use crate::engine::{Effect, Link, Peer};
@@ -443,7 +443,7 @@ impl Node {
                 }
                 Effect::Finalize(peer, reply) => self.finalize(peer, reply),
                 Effect::Abort { peer, status, message } => self.abort(peer.rank, status, message),
-                Effect::Name(peer, ask) => self.name(peer, ask),
+                Effect::Name(asker, ask) => self.name(asker, ask),
                 Effect::Broken(link, why) => {
                     let rank = match self.sessions.get(&link) {
                         Some(Session::Simple(rank, _) | Session::Pmix(rank, _)) => *rank,
@@ -490,27 +490,27 @@ impl Node {
     }
 
     /// Names are this node's where all ranks are, else the launcher's.
-    fn name(&mut self, peer: Peer, ask: Ask) {
+    fn name(&mut self, asker: Asker, ask: Ask) {
         let local = self.job.as_ref().is_none_or(|job| job.nodes() == 1);
         match &mut self.uplink {
             Some(uplink) if !local => {
                 let mut out = Vec::new();
-                uplink.ask(peer, &ask, &mut out);
+                uplink.ask(asker, &ask, &mut out);
                 self.uplinked(out);
             }
             _ => {
                 let nspace = self.nspace().unwrap_or_default().to_owned();
-                for (peer, answer) in self.names.ask(&nspace, peer, ask) {
-                    self.named(peer, &answer);
+                for (asker, answer) in self.names.ask(&nspace, asker, ask) {
+                    self.named(asker, &answer);
                 }
             }
         }
     }
 
-    fn named(&mut self, peer: Peer, answer: &Answer) {
-        let mut effects = self.simple.named(peer, answer);
+    fn named(&mut self, asker: Asker, answer: &Answer) {
+        let mut effects = self.simple.named(asker, answer);
         if let Some(pmix) = &mut self.pmix {
-            effects.extend(pmix.named(peer, answer));
+            effects.extend(pmix.named(asker, answer));
         }
         self.carry_out(effects);
     }
@@ -586,7 +586,7 @@ impl Node {
                 Out::Started(rank) => self.started(rank),
                 Out::Gathered(parts) => self.gathered(parts),
                 Out::Finalized(rank) => self.finalized(rank),
-                Out::Named(peer, answer) => self.named(peer, &answer),
+                Out::Named(asker, answer) => self.named(asker, &answer),
                 Out::Failed(why) => self.fail(why),
             }
         }

@@ -208,10 +208,12 @@ impl Writer {
                 self.0.extend_from_slice(&(n as u32).to_be_bytes());
             }
             kind::INT8 => self.0.push(n as u8),
-            kind::INT16 | kind::UINT16 | kind::IOF_CHANNEL => {
+            kind::INT16 | kind::UINT16 | kind::IOF_CHANNEL | kind::DATA_TYPE => {
                 self.0.extend_from_slice(&(n as u16).to_be_bytes());
             }
-            kind::INT32 | kind::UINT32 => self.0.extend_from_slice(&(n as u32).to_be_bytes()),
+            kind::INT32 | kind::UINT32 | kind::INFO_DIRECTIVES => {
+                self.0.extend_from_slice(&(n as u32).to_be_bytes());
+            }
             _ => self.0.extend_from_slice(&n.to_be_bytes()),
         }
     }

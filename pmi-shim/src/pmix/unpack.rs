@@ -269,6 +269,8 @@ mod tests {
             any::<u16>().prop_map(Value::u16),
             any::<u32>().prop_map(Value::u32),
             any::<u32>().prop_map(|n| Value::Unsigned(kind::PID, n.into())),
+            any::<u16>().prop_map(|n| Value::Unsigned(kind::DATA_TYPE, n.into())),
+            any::<u32>().prop_map(|n| Value::Unsigned(kind::INFO_DIRECTIVES, n.into())),
             any::<i32>().prop_map(Value::Status),
             ("[a-z]{1,9}", any::<u32>()).prop_map(|(nspace, rank)| Value::Proc(Proc { nspace, rank })),
             any::<u32>().prop_map(Value::Rank),

@@ -86,7 +86,7 @@ pub enum Value {
     Size(u64),
     /// INT, INT8, INT16, INT32, INT64, PID.
     Signed(u16, i64),
-    /// UINT, UINT16, UINT32, UINT64, TIME, IOF_CHANNEL.
+    /// UINT, UINT16, UINT32, UINT64, TIME, IOF_CHANNEL, DATA_TYPE, INFO_DIRECTIVES.
     Unsigned(u16, u64),
     /// FLOAT and DOUBLE, as the text that crosses the wire.
     Decimal(u16, String),

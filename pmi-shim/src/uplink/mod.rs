@@ -7,8 +7,8 @@
 pub mod pmix;
 pub mod simple;
 
-use crate::engine::names::{Answer, Ask};
-use crate::engine::{Link, Peer};
+use crate::engine::Link;
+use crate::engine::names::{Answer, Ask, Asker};
 use crate::job::Job;
 
 /// Where a rank's connection is.
@@ -36,7 +36,7 @@ pub enum Out {
     /// The launcher knows that this rank has finished.
     Finalized(u32),
     /// An answer of the service of names.
-    Named(Peer, Answer),
+    Named(Asker, Answer),
     /// The launcher cannot be worked with, and why.
     Failed(String),
 }
@@ -92,10 +92,10 @@ impl Uplink {
     }
 
     /// Asks the launcher's service of names.
-    pub fn ask(&mut self, peer: Peer, ask: &Ask, out: &mut Vec<Out>) {
+    pub fn ask(&mut self, asker: Asker, ask: &Ask, out: &mut Vec<Out>) {
         match self {
-            Uplink::Simple(client) => client.ask(peer, ask, out),
-            Uplink::Pmix(client) => client.ask(peer, ask, out),
+            Uplink::Simple(client) => client.ask(asker, ask, out),
+            Uplink::Pmix(client) => client.ask(asker, ask, out),
         }
     }
 

@@ -7,8 +7,8 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::{Host, Out};
-use crate::engine::names::{Answer, Ask};
-use crate::engine::{Link, Peer};
+use crate::engine::Link;
+use crate::engine::names::{Answer, Ask, Asker};
 use crate::job::Job;
 use crate::pmix::command::{COLLECT, Request, WAIT, scope};
 use crate::pmix::handshake::{Header, Hello, Messages};
@@ -40,7 +40,7 @@ enum For {
     Fence,
     Part(u32),
     Finalize,
-    Named(Peer, Ask),
+    Named(Asker, Ask),
     Abort,
 }
 
@@ -196,7 +196,7 @@ impl Client {
         self.request(rank, For::Abort, &Request::Abort { status, message: message.to_owned() }, out);
     }
 
-    pub(super) fn ask(&mut self, peer: Peer, ask: &Ask, out: &mut Vec<Out>) {
+    pub(super) fn ask(&mut self, asker: Asker, ask: &Ask, out: &mut Vec<Out>) {
         let request = match ask.clone() {
             Ask::Publish(infos) => Request::Publish { infos },
             Ask::Lookup { keys, wait } => {
@@ -208,7 +208,7 @@ impl Client {
             }
             Ask::Unpublish(keys) => Request::Unpublish { keys },
         };
-        self.request(peer.rank, For::Named(peer, ask.clone()), &request, out);
+        self.request(asker.peer.rank, For::Named(asker, ask.clone()), &request, out);
     }
 
     /// Whether the end of this connection is no loss: PMIx 3.2.5 may close before its answer to a
@@ -301,7 +301,7 @@ impl Client {
                 self.gathered(out);
             }
             For::Finalize => out.push(Out::Finalized(rank)),
-            For::Named(peer, ask) => {
+            For::Named(asker, ask) => {
                 let answer = match (r.status().map_err(said)?, &ask) {
                     (status::SUCCESS, Ask::Lookup { .. }) => {
                         r.size().map_err(said)?;
@@ -312,7 +312,7 @@ impl Client {
                     (_, Ask::Publish(_)) => Answer::Exists,
                     _ => Answer::NotFound,
                 };
-                out.push(Out::Named(peer, answer));
+                out.push(Out::Named(asker, answer));
             }
             For::Abort => {}
         }

@@ -10,8 +10,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
 use super::{Host, Out};
-use crate::engine::names::{Answer, Ask};
-use crate::engine::{Link, Peer};
+use crate::engine::Link;
+use crate::engine::names::{Answer, Ask, Asker};
 use crate::job::{Job, parse_mapping, safe_name};
 use crate::pmix::{Info, Proc, Value};
 use crate::wire::message::Protocol;
@@ -46,7 +46,7 @@ enum For {
     Barrier,
     Piece { node: u32, piece: usize },
     Finalize,
-    Named(Peer, Ask),
+    Named(Asker, Ask),
 }
 
 #[derive(Clone, Debug)]
@@ -269,24 +269,24 @@ impl Client {
         out.push(Out::Send(connection.link, command.encode(connection.protocol())));
     }
 
-    pub(super) fn ask(&mut self, peer: Peer, ask: &Ask, out: &mut Vec<Out>) {
-        let two = self.is_two(peer.rank);
+    pub(super) fn ask(&mut self, asker: Asker, ask: &Ask, out: &mut Vec<Out>) {
+        let two = self.is_two(asker.peer.rank);
         let (service, prefix) = if two { ("name", "name-") } else { ("service", "") };
         let suffix = if two { "" } else { "_name" };
         let command = |verb: &str| Message::new(format!("{prefix}{verb}{suffix}"));
         let message = match ask {
             Ask::Publish(infos) => match infos.iter().find_map(|i| Some((&i.key, i.value.text()?))) {
                 Some((key, port)) => command("publish").with(service, key).with("port", port),
-                None => return refuse(peer, out),
+                None => return refuse(asker, out),
             },
             Ask::Lookup { keys, wait: 0 } if keys.len() == 1 => command("lookup").with(service, &keys[0]),
             Ask::Unpublish(keys) if keys.len() == 1 => command("unpublish").with(service, &keys[0]),
-            _ => return refuse(peer, out),
+            _ => return refuse(asker, out),
         };
         if message.encode(Protocol::One).len() > MAX_COMMAND {
-            return refuse(peer, out);
+            return refuse(asker, out);
         }
-        self.ask_for(peer.rank, For::Named(peer, ask.clone()), message, out);
+        self.ask_for(asker.peer.rank, For::Named(asker, ask.clone()), message, out);
     }
 
     pub(super) fn receive(&mut self, link: Link, bytes: &[u8], out: &mut Vec<Out>) {
@@ -388,9 +388,9 @@ impl Client {
                 self.piece(node, piece, &value, out)?;
             }
             For::Finalize => out.push(Out::Finalized(rank)),
-            For::Named(peer, ask) => {
+            For::Named(asker, ask) => {
                 let good = code == 0 && message.get("info").is_none_or(|i| i == "ok");
-                out.push(Out::Named(peer, named(good, &ask, &message)));
+                out.push(Out::Named(asker, named(good, &ask, &message)));
             }
         }
         match &message.command[..] {
@@ -499,9 +499,9 @@ fn init(two: bool) -> Message {
     Message::new("init").with("pmi_version", version).with("pmi_subversion", subversion)
 }
 
-fn refuse(peer: Peer, out: &mut Vec<Out>) {
+fn refuse(asker: Asker, out: &mut Vec<Out>) {
     let why = "the launcher's PMI knows only names with a short text each".to_owned();
-    out.push(Out::Named(peer, Answer::Refused(why)));
+    out.push(Out::Named(asker, Answer::Refused(why)));
 }
 
 fn named(good: bool, ask: &Ask, message: &Message) -> Answer {
@@ -523,7 +523,7 @@ fn named(good: bool, ask: &Ask, message: &Message) -> Answer {
 mod tests {
     use super::*;
     use crate::engine::simple::Simple;
-    use crate::engine::{Effect, Participants};
+    use crate::engine::{Effect, Participants, Peer};
 
     /// A launcher of several nodes, made of our own server; each node's ranks speak to it by clients of theirs.
     struct Launcher {

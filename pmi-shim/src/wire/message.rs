@@ -112,11 +112,12 @@ impl Message {
                 out.into_bytes()
             }
             Protocol::Two => {
-                let mut body = format!("cmd={};", self.command);
+                let doubled = |text: &str| text.replace(';', ";;");
+                let mut body = format!("cmd={};", doubled(&self.command));
                 for (name, value) in &self.fields {
-                    body.push_str(name);
+                    body.push_str(&doubled(name));
                     body.push('=');
-                    body.push_str(&value.replace(';', ";;"));
+                    body.push_str(&doubled(value));
                     body.push(';');
                 }
                 format!("{:6}{body}", body.len()).into_bytes()
@@ -155,6 +156,10 @@ mod tests {
         assert_eq!((block.command.as_str(), block.get("execname")), ("spawn", Some("a b")));
         let two = Message::parse(&Frame::Two(b"cmd=kvs-put;key=a;;b;value=;;;;;".to_vec())).unwrap();
         assert_eq!((two.get("key"), two.get("value")), (Some("a;b"), Some(";;")));
+        // In a command that we do not know, and whose name we repeat, and in names too.
+        let odd = Message::new("a;rc=0").with("b;c", ";");
+        let bytes = odd.encode(Protocol::Two);
+        assert_eq!(Message::parse(&Frame::Two(bytes[6..].to_vec())).unwrap(), odd);
     }
 
     proptest! {

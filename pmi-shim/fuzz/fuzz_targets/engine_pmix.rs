@@ -1,0 +1,98 @@
+//! Several ranks' requests to the PMIx server: as bytes, and made ones.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use made::memory::modest;
+use made::request::request;
+use made::script::{assert_bounded, steps};
+use pmi_shim::engine::names::Names;
+use pmi_shim::engine::pmix::Pmix;
+use pmi_shim::engine::{Effect, Peer};
+use pmi_shim::pmix::RANK_WILDCARD;
+use pmi_shim::pmix::command::Request;
+use pmi_shim::pmix::job::Directories;
+
+struct Server {
+    engine: Pmix,
+    names: Names,
+    out: usize,
+}
+
+impl Server {
+    fn carry_out(&mut self, effects: Vec<Effect>) {
+        for effect in effects {
+            match effect {
+                Effect::Send(_, bytes) | Effect::Finalize(_, bytes) => self.out += bytes.len(),
+                Effect::Enter { peer, others, good, bad } => {
+                    self.out += good.len().max(bad.len());
+                    if let Some(ranks) = others.ranks {
+                        assert!(ranks.is_sorted() && ranks.contains(&peer.rank), "{ranks:?}");
+                        assert!(ranks.iter().all(|rank| *rank < made::job().size()), "{ranks:?}");
+                    }
+                }
+                Effect::Abort { message, .. } => self.out += message.len(),
+                Effect::Name(peer, ask) => {
+                    for (peer, answer) in self.names.ask("job", peer, ask) {
+                        let effects = self.engine.named(peer, &answer);
+                        self.carry_out(effects);
+                    }
+                }
+                Effect::Broken(link, why) => {
+                    self.out += why.len();
+                    self.engine.closed(link);
+                }
+            }
+        }
+    }
+}
+
+/// Names ranks that the job does not have.
+fn is_of_strangers(request: &Request) -> bool {
+    let (Request::Fence { procs, .. } | Request::Connect { procs } | Request::Disconnect { procs }) = request
+    else {
+        return false;
+    };
+    let is_wild = procs.iter().any(|p| p.rank == RANK_WILDCARD);
+    !is_wild && procs.iter().any(|p| p.rank >= made::job().size())
+}
+
+fuzz_target!(|bytes: &[u8]| {
+    modest(bytes, || {
+        let job = made::job();
+        let directories = Directories { job: "/d".into(), ranks: true };
+        let engine = Pmix::new("job", Some(directories));
+        let mut server = Server { engine, names: Names::default(), out: 0 };
+        // A made request may have more bytes than what it was made from.
+        let (mut requests, mut input) = (0, bytes.len());
+        for (tag, step) in (0..).zip(steps(bytes)) {
+            let rank = step.who % 4;
+            let peer = Peer { rank, link: rank };
+            requests += 1;
+            let effects = match step.what {
+                b'c' => {
+                    server.engine.closed(rank);
+                    continue;
+                }
+                b't' => {
+                    let fresh = server.engine.take_fresh();
+                    server.out += fresh.iter().map(|(_, kvals)| kvals.len()).sum::<usize>();
+                    let moved = fresh.into_iter().map(|(rank, kvals)| (rank + 1, kvals)).collect();
+                    server.engine.learn(&job, moved).unwrap_or_default()
+                }
+                b'm' => {
+                    let request = request("job", step.bytes);
+                    let packed = request.pack(1000);
+                    input += packed.len();
+                    assert_eq!(Request::parse(&packed).as_ref(), Ok(&request));
+                    let effects = server.engine.handle(&job, peer, tag, &packed);
+                    let is_in = effects.iter().any(|e| matches!(e, Effect::Enter { .. }));
+                    assert!(!(is_in && is_of_strangers(&request)), "{request:?}");
+                    effects
+                }
+                _ => server.engine.handle(&job, peer, tag, step.bytes),
+            };
+            server.carry_out(effects);
+        }
+        assert_bounded(server.out, requests, input);
+    });
+});

@@ -1,0 +1,20 @@
+//! A node: its ranks, its launcher, its owner.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use made::memory::modest;
+use made::noded::{Kind, run};
+
+fuzz_target!(|bytes: &[u8]| {
+    let Some((kind, script)) = bytes.split_first() else { return };
+    modest(bytes, || {
+        run(
+            match kind % 3 {
+                0 => Kind::Alone,
+                1 => Kind::Simple,
+                _ => Kind::Pmix,
+            },
+            script,
+        );
+    });
+});
