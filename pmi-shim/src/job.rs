@@ -2,6 +2,9 @@
 
 use std::fmt::Write;
 
+/// More ranks than any job has. What is told to us is believed only up to here: it costs memory for each.
+pub const MAX_RANKS: u32 = 1 << 20;
+
 /// A job as this node sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Job {
@@ -83,9 +86,12 @@ pub fn parse_mapping(text: &str, size: u32) -> Option<Vec<u32>> {
         let numbers: Vec<u32> =
             block.split(')').next()?.split(',').map(|n| n.trim().parse().ok()).collect::<Option<_>>()?;
         let [start, nodes, each] = numbers[..] else { return None };
-        blocks.push((start, nodes, each));
+        // Without this, a block of many nodes and no ranks would be gone through for each rank.
+        if nodes > 0 && each > 0 {
+            blocks.push((start, nodes, each));
+        }
     }
-    if !blocks.iter().any(|(_, nodes, each)| *nodes > 0 && *each > 0) {
+    if blocks.is_empty() || size > MAX_RANKS {
         return None;
     }
     let size = size as usize;
@@ -131,6 +137,8 @@ mod tests {
         for bad in ["", "(vector)", "(vector,(0,0,1))", "(vector,(0,1))", "(vector,(a,1,1))", "x"] {
             assert_eq!(parse_mapping(bad, 2), None, "{bad:?}");
         }
+        assert_eq!(parse_mapping("(vector,(0,4294967295,0),(1,1,1))", 3), Some(vec![0; 3]), "at once");
+        assert_eq!(parse_mapping("(vector,(0,1,1))", u32::MAX), None, "not by gigabytes");
         assert_eq!(mapping(&[0, 0, 1, 1, 2]), "(vector,(0,2,2),(2,1,1))");
         assert_eq!(mapping(&[0, 1, 0, 1]), "(vector,(0,2,1),(0,2,1))");
         assert_eq!(safe_name("a;b@1/c.d"), "a_b_1_c.d");

@@ -131,6 +131,7 @@ fn mappings() -> Vec<(&'static str, Vec<u8>)> {
         ("cyclic", of(64, "(vector,(0,4,1),(0,4,1))")),
         ("blocks", of(4096, "(vector,(0,31,64),(31,2,48),(33,1,16))")),
         ("empty", of(9, "(vector,(0,9,0),(0,0,9),(1,1,1))")),
+        ("many", of(9, "(vector,(0,4294967295,0),(0,4294967295,1))")),
     ]
 }
 
@@ -289,7 +290,14 @@ fn uplink_simple() -> Vec<(&'static str, Vec<u8>)> {
         let all = if is_recorded { recorded(&mut launched, &client()) } else { client() };
         [vec![kind], script(&all)].concat()
     };
-    vec![("honest1", of(0, false)), ("said1", of(0, true)), ("said2", of(3, true)), ("said_at", of(6, true))]
+    let boastful = String::from_utf8_lossy(&of(0, true)).replace("value=1:", "value=131072:").into_bytes();
+    vec![
+        ("honest1", of(0, false)),
+        ("said1", of(0, true)),
+        ("said2", of(3, true)),
+        ("said_at", of(6, true)),
+        ("boastful", boastful),
+    ]
 }
 
 fn uplink_pmix() -> Vec<(&'static str, Vec<u8>)> {

@@ -31,9 +31,9 @@ impl Server {
                     }
                 }
                 Effect::Abort { message, .. } => self.out += message.len(),
-                Effect::Name(peer, ask) => {
-                    for (peer, answer) in self.names.ask("job", peer, ask) {
-                        let effects = self.engine.named(peer, &answer);
+                Effect::Name(asker, ask) => {
+                    for (asker, answer) in self.names.ask("job", asker, ask) {
+                        let effects = self.engine.named(asker, &answer);
                         self.carry_out(effects);
                     }
                 }

@@ -2,12 +2,12 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use made::memory::modest;
+use made::memory::modest_of;
 use made::noded::{Kind, run};
 
 fuzz_target!(|bytes: &[u8]| {
     let Some((kind, script)) = bytes.split_first() else { return };
-    modest(bytes, || {
+    modest_of(bytes, || {
         run(
             match kind % 3 {
                 0 => Kind::Alone,
@@ -15,6 +15,6 @@ fuzz_target!(|bytes: &[u8]| {
                 _ => Kind::Pmix,
             },
             script,
-        );
+        )
     });
 });

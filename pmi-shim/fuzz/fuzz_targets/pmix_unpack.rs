@@ -2,7 +2,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use made::memory::modest;
+use made::memory::{modest, modest_of};
+use pmi_shim::job::MAX_RANKS;
 use pmi_shim::pmix::command::Request;
 use pmi_shim::pmix::job::{pack, unpack};
 use pmi_shim::pmix::{Reader, Writer, find};
@@ -19,16 +20,19 @@ fn settled<T: PartialEq + std::fmt::Debug>(
     assert_eq!(pack(&second), bytes, "{first:?} becomes {second:?}");
 }
 
-fn job(bytes: &[u8]) {
-    let Ok(told) = unpack(bytes) else { return };
-    let Ok(job) = told.job(0) else { return };
+/// Answers how many ranks were told of.
+fn job(bytes: &[u8]) -> usize {
+    let Ok(told) = unpack(bytes) else { return MAX_RANKS as usize };
+    let ranks = told.nodes.iter().map(|(_, ranks)| ranks.len()).sum();
+    let Ok(job) = told.job(0) else { return ranks };
     assert_eq!((job.appnum.len(), job.hosts.len()), (job.node_of.len(), job.nodes() as usize));
     for rank in [0, job.size() - 1] {
         let job = told.job(rank).expect("it has a place");
-        let again = unpack(&pack(&job, rank, &job.id, None)).and_then(|told| Ok(told.job(rank)));
+        let again = unpack(&pack(&job, rank, &job.id, None)).map(|told| told.job(rank));
         let again = again.expect("read").expect("complete");
         assert_eq!((again.node_of, again.hosts, again.node), (job.node_of, job.hosts, job.node));
     }
+    ranks
 }
 
 fuzz_target!(|bytes: &[u8]| {
@@ -50,6 +54,6 @@ fuzz_target!(|bytes: &[u8]| {
             Reader::new(bytes).bytes(),
             Reader::new(bytes).buffer(),
         );
-        job(bytes);
     });
+    modest_of(bytes, || job(bytes));
 });

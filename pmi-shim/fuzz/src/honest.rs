@@ -117,10 +117,10 @@ impl Honest {
                         out.append(&mut self.inside);
                     }
                 }
-                Effect::Name(peer, ask) => {
-                    for (peer, answer) in self.names.ask(NSPACE, peer, ask) {
-                        let mut effects = self.simple.named(peer, &answer);
-                        effects.extend(self.pmix.named(peer, &answer));
+                Effect::Name(asker, ask) => {
+                    for (asker, answer) in self.names.ask(NSPACE, asker, ask) {
+                        let mut effects = self.simple.named(asker, &answer);
+                        effects.extend(self.pmix.named(asker, &answer));
                         self.carry_out(effects, out);
                     }
                 }

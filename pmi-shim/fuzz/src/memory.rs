@@ -33,10 +33,18 @@ unsafe impl GlobalAlloc for Counting {
 
 /// Runs this, and fails if it holds more at once than a few MB and some hundred bytes for each that came in.
 pub fn modest(input: &[u8], what: impl FnOnce()) {
+    modest_of(input, || {
+        what();
+        0
+    });
+}
+
+/// The same, with room for so many ranks as it answers: a job may be told of in a few bytes.
+pub fn modest_of(input: &[u8], what: impl FnOnce() -> usize) {
     let before = LIVE.load(Relaxed);
     PEAK.store(before, Relaxed);
-    what();
+    let ranks = what();
     let held = PEAK.load(Relaxed).saturating_sub(before);
-    let most = (4 << 20) + 256 * input.len();
+    let most = (4 << 20) + 256 * input.len() + 64 * ranks;
     assert!(held <= most, "{} bytes of input cost {held} of memory", input.len());
 }

@@ -127,8 +127,8 @@ impl Pmix {
             Request::Publish { infos } => self.ask(peer, tag, Ask::Publish(infos)),
             Request::Lookup { mut keys, infos } => {
                 // Asked for often, a long value would be told often.
-                keys.sort_unstable();
-                keys.dedup();
+                let mut seen = HashSet::new();
+                keys.retain(|key| seen.insert(key.clone()));
                 let waits = command::is_set(&infos, command::WAIT);
                 // 0 stands for all of them (PMIX_WAIT).
                 let wait = match command::number_of(&infos, command::WAIT) {

@@ -4,7 +4,7 @@
 //! version 1.1 (1.2 switches on barriers of groups), an even length of values (MPICH writes segments of
 //! (max−2)/2 and reads (max−1)/2), both spellings of PMI-2's versions.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::names::{Answer, Ask, Asker};
 use super::{Effect, Link, Participants, Peer};
@@ -32,7 +32,7 @@ pub struct Simple {
     space: BTreeMap<String, String>,
     size: usize,
     /// Put here since the last exchange with other nodes.
-    fresh: Vec<String>,
+    fresh: BTreeSet<String>,
     attributes: HashMap<String, String>,
     waiting: Vec<(Peer, Message)>,
     /// Requests whose answers come from the service of names.
@@ -48,9 +48,7 @@ impl Simple {
 
     /// What was put on this node since it was last asked.
     pub fn take_fresh(&mut self) -> Vec<(String, String)> {
-        let mut keys = std::mem::take(&mut self.fresh);
-        keys.sort_unstable();
-        keys.dedup();
+        let keys = std::mem::take(&mut self.fresh);
         keys.into_iter()
             .filter_map(|key| {
                 let value = self.space.get(&key)?.clone();
@@ -137,7 +135,7 @@ impl Simple {
 
     fn put(&mut self, key: &str, value: &str) -> Result<(), String> {
         self.insert(key.to_owned(), value.to_owned())?;
-        self.fresh.push(key.to_owned());
+        self.fresh.insert(key.to_owned());
         Ok(())
     }
 
@@ -298,7 +296,9 @@ impl Simple {
                 if self.size > MAX_SPACE {
                     return Err(format!("the node's attributes are more than {MAX_SPACE} bytes"));
                 }
-                self.attributes.insert(key.clone(), value.clone());
+                if let Some(before) = self.attributes.insert(key.clone(), value.clone()) {
+                    self.size -= key.len() + before.len();
+                }
                 let mut effects = vec![self.answer(peer, request, good())];
                 let (due, later): (Vec<_>, _) = std::mem::take(&mut self.waiting)
                     .into_iter()
@@ -493,6 +493,17 @@ mod tests {
         assert!(two(&mut e, 1, "cmd=spawn;ncmds=1;").contains("spawn-response;rc=-1;"));
         let early = Simple::default().handle(&job(), peer(0), &Frame::Two("cmd=job-getid;".into()));
         assert!(matches!(&early[..], [Effect::Broken(_, why)] if why.contains("before init")));
+    }
+
+    #[test]
+    fn what_is_put_again_takes_no_more_room() {
+        let mut e = Simple::default();
+        one(&mut e, 0, "cmd=init pmi_version=2 pmi_subversion=0");
+        for _ in 0..3 {
+            two(&mut e, 0, "cmd=kvs-put;key=k;value=v;");
+            two(&mut e, 0, "cmd=info-putnodeattr;key=a;value=b;");
+        }
+        assert_eq!((e.size, e.fresh.len()), (4, 1));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use super::pack::Writer;
 use super::unpack::Reader;
 use super::value::{Info, Value, kind};
-use crate::job::{Job, dense};
+use crate::job::{Job, MAX_RANKS, dense};
 use crate::wire::Malformed;
 
 /// Where ranks may keep files: existing directories, by their paths inside.
@@ -127,6 +127,7 @@ pub fn unpack(bytes: &[u8]) -> Result<Told, Malformed> {
     let mut told = Told { nspace: r.string()?, ..Told::default() };
     let mut of_ranks: BTreeMap<u32, String> = BTreeMap::new();
     let mut arrays = Vec::new();
+    let mut room = MAX_RANKS;
     while !r.is_empty() {
         let Info { key, value } = r.kval()?;
         match (key.as_str(), &value) {
@@ -137,10 +138,10 @@ pub fn unpack(bytes: &[u8]) -> Result<Told, Malformed> {
                 let mut map = Reader::new(blob);
                 for _ in 0..map.size()? {
                     let Info { key: host, value } = map.kval()?;
-                    told.nodes.push((host, ranks(value.text().unwrap_or_default())?));
+                    told.nodes.push((host, ranks(value.text().unwrap_or_default(), &mut room)?));
                 }
             }
-            ("pmix.node.arr", Value::Array(_, infos)) => arrays.extend(node_array(infos)?),
+            ("pmix.node.arr", Value::Array(_, infos)) => arrays.extend(node_array(infos, &mut room)?),
             ("pmix.pblob", Value::Bytes(_, blob)) => {
                 let mut of_rank = Reader::new(blob);
                 let rank = of_rank.number()?;
@@ -174,7 +175,7 @@ pub fn unpack(bytes: &[u8]) -> Result<Told, Malformed> {
     Ok(told)
 }
 
-fn node_array(infos: &[Value]) -> Result<Option<(String, Vec<u32>)>, Malformed> {
+fn node_array(infos: &[Value], room: &mut u32) -> Result<Option<(String, Vec<u32>)>, Malformed> {
     let mut host = None;
     let mut peers = None;
     for value in infos {
@@ -187,22 +188,20 @@ fn node_array(infos: &[Value]) -> Result<Option<(String, Vec<u32>)>, Malformed> 
         }
     }
     match (host, peers) {
-        (Some(host), Some(peers)) => Ok(Some((host, ranks(peers)?))),
+        (Some(host), Some(peers)) => Ok(Some((host, ranks(peers, room)?))),
         _ => Ok(None),
     }
 }
 
-/// "0,1,5-7".
-fn ranks(list: &str) -> Result<Vec<u32>, Malformed> {
+/// "0,1,5-7". `room`: how many more there may be that a range alone stands for.
+fn ranks(list: &str, room: &mut u32) -> Result<Vec<u32>, Malformed> {
     let bad = || Malformed(format!("PMIx: no list of ranks: {list:?}"));
     let mut out: Vec<u32> = Vec::new();
     for part in list.split(',').filter(|p| !p.is_empty()) {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
         let first: u32 = first.trim().parse().map_err(|_| bad())?;
         let last: u32 = last.trim().parse().map_err(|_| bad())?;
-        if last.saturating_sub(first) > 1 << 22 {
-            return Err(bad());
-        }
+        *room = room.checked_sub(last.saturating_sub(first)).ok_or_else(bad)?;
         out.extend(first..=last);
     }
     Ok(out)
@@ -212,6 +211,10 @@ impl Told {
     /// The job, from the place of one rank.
     pub fn job(&self, rank: u32) -> Result<Job, String> {
         let size = self.size.ok_or("the server does not say how many ranks the job has")?;
+        let unplaced = "the server does not say on which node each rank is";
+        if size as usize > self.nodes.iter().map(|(_, ranks)| ranks.len()).sum() {
+            return Err(unplaced.to_owned());
+        }
         let mut node_of = vec![None; size as usize];
         for (node, (_, ranks)) in (0..).zip(&self.nodes) {
             for rank in ranks {
@@ -221,14 +224,15 @@ impl Told {
             }
         }
         let Some(by_list) = node_of.iter().copied().collect::<Option<Vec<u32>>>() else {
-            return Err("the server does not say on which node each rank is".to_owned());
+            return Err(unplaced.to_owned());
         };
         let node_of = dense(by_list.clone());
         let mut hosts = vec![String::new(); self.nodes.len()];
         for (from, to) in by_list.iter().zip(&node_of) {
             hosts[*to as usize].clone_from(&self.nodes[*from as usize].0);
         }
-        hosts.retain(|h| !h.is_empty());
+        // Those without ranks are behind all others.
+        hosts.truncate(node_of.iter().max().map_or(0, |n| *n as usize + 1));
         let node = *node_of.get(rank as usize).ok_or_else(|| format!("rank {rank} is none of {size}"))?;
         let appnum = (0..size).map(|r| self.appnum.get(&r).copied().unwrap_or(0)).collect();
         Ok(Job {
@@ -282,9 +286,17 @@ mod tests {
 
     #[test]
     fn lists_of_ranks_and_what_is_missing() {
-        assert_eq!(ranks("0,2-4").unwrap(), [0, 2, 3, 4]);
-        assert!(ranks("x").is_err() && ranks("0-4294967295").is_err());
+        let room = || 1 << 20;
+        assert_eq!(ranks("0,2-4", &mut room()).unwrap(), [0, 2, 3, 4]);
+        assert!(ranks("x", &mut room()).is_err() && ranks("0-4294967295", &mut room()).is_err());
+        assert!(ranks("0-600000,0-600000", &mut room()).is_err(), "all of them together");
         let told = Told { size: Some(2), nodes: vec![("a".into(), vec![0])], ..Told::default() };
         assert!(told.job(0).unwrap_err().contains("on which node"));
+        let told = Told { size: Some(u32::MAX), ..told };
+        assert!(told.job(0).unwrap_err().contains("on which node"), "not by gigabytes");
+        let nodes = vec![("idle".into(), vec![]), (String::new(), vec![1]), ("b".into(), vec![0])];
+        let told = Told { size: Some(2), nodes, ..told };
+        let job = told.job(1).unwrap();
+        assert_eq!((job.hosts, job.node_of, job.node), (vec!["b".into(), String::new()], vec![0, 1], 1));
     }
 }

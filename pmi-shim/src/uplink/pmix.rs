@@ -166,10 +166,10 @@ impl Client {
     /// From each other node's lowest rank.
     fn fetch(&mut self, out: &mut Vec<Out>) {
         let (Some(speaker), Some(job)) = (self.connections.keys().next().copied(), &self.job) else { return };
-        let others: Vec<(u32, u32)> = (0..job.nodes())
-            .filter(|node| *node != job.node)
-            .filter_map(|node| Some((node, job.ranks_of(node).first().copied()?)))
-            .collect();
+        let mut others: BTreeMap<u32, u32> = BTreeMap::new();
+        for (rank, node) in (0..).zip(&job.node_of).filter(|(_, node)| **node != job.node) {
+            others.entry(*node).or_insert(rank);
+        }
         if let Some(gathering) = &mut self.gathering {
             gathering.missing = others.len();
         }

@@ -21,6 +21,8 @@ use crate::wire::{Frame, Frames, Message};
 const MAX_COMMAND: usize = 1000;
 /// More pieces than any node's part has: 100 MB of them.
 const MAX_PIECES: usize = 1 << 17;
+/// The job's name is in every command.
+const MAX_NAME: usize = 256;
 
 /// Which protocol to speak.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +37,8 @@ pub enum Version {
 #[derive(Clone, Debug, PartialEq)]
 enum For {
     Id,
-    Init,
+    /// With which version.
+    Init(Version),
     FullInit,
     Maxes,
     Name,
@@ -44,7 +47,10 @@ enum For {
     Mapping,
     Put,
     Barrier,
-    Piece { node: u32, piece: usize },
+    Piece {
+        node: u32,
+        piece: usize,
+    },
     Finalize,
     Named(Asker, Ask),
 }
@@ -66,9 +72,10 @@ struct Connection {
 struct Gathering {
     puts: usize,
     barriers: usize,
-    pieces: BTreeMap<u32, Vec<Option<String>>>,
-    expected: usize,
-    got: usize,
+    /// Of each node's part how many pieces it has, and those that are here.
+    parts: BTreeMap<u32, (usize, String)>,
+    /// Nodes whose parts are not complete.
+    missing: usize,
 }
 
 /// The client.
@@ -130,7 +137,7 @@ impl Client {
             out.push(Out::Connect(connection.link, address.clone()));
             connection.queue.push_back((For::Id, Message::new("initack").with("pmiid", rank)));
         }
-        connection.queue.push_back((For::Init, init(version == Version::Two)));
+        connection.queue.push_back((For::Init(version), init(version)));
         connection.send(out);
     }
 
@@ -175,8 +182,7 @@ impl Client {
             pieces.iter().map(|p| String::from_utf8_lossy(p).into_owned()).collect();
         values.resize(count, String::new());
         values[0] = format!("{count}:{}", values[0]);
-        self.gathering =
-            Some(Gathering { puts: count, barriers: 0, pieces: BTreeMap::new(), expected: 0, got: 0 });
+        self.gathering = Some(Gathering { puts: count, barriers: 0, parts: BTreeMap::new(), missing: 0 });
         for (piece, value) in values.iter().enumerate() {
             self.ask_for(speaker, For::Put, put(piece, value), out);
         }
@@ -207,7 +213,7 @@ impl Client {
         let (Some(speaker), Some(job)) = (self.speaker(), &self.job) else { return };
         let others: Vec<u32> = (0..job.nodes()).filter(|node| *node != job.node).collect();
         if let Some(gathering) = &mut self.gathering {
-            gathering.expected = others.len();
+            gathering.missing = others.len();
         }
         let two = self.is_two(speaker);
         for node in others {
@@ -217,35 +223,34 @@ impl Client {
         self.gathered(out);
     }
 
+    /// A piece of a part; the next one is asked for when this one is here: that there are many is only said.
     fn piece(&mut self, node: u32, piece: usize, value: &str, out: &mut Vec<Out>) -> Result<(), String> {
         let bad = || format!("what node {node} gave to the others came back as {value:?}");
         let Some(gathering) = &mut self.gathering else { return Ok(()) };
-        gathering.got += 1;
+        let (count, text) = gathering.parts.entry(node).or_default();
         if piece == 0 {
-            let (count, first) = value.split_once(':').ok_or_else(bad)?;
-            let count: usize = count.parse().ok().filter(|n| (1..=MAX_PIECES).contains(n)).ok_or_else(bad)?;
-            let mut pieces = vec![None; count];
-            pieces[0] = Some(first.to_owned());
-            gathering.pieces.insert(node, pieces);
-            gathering.expected += count - 1;
+            let (said, first) = value.split_once(':').ok_or_else(bad)?;
+            *count = said.parse().ok().filter(|n| (1..=MAX_PIECES).contains(n)).ok_or_else(bad)?;
+            text.push_str(first);
+        } else {
+            text.push_str(value);
+        }
+        let next = piece + 1;
+        if next < *count {
             let speaker = self.speaker().unwrap_or_default();
-            let two = self.is_two(speaker);
-            for piece in 1..count {
-                let get = self.get(two, node, piece);
-                self.ask_for(speaker, For::Piece { node, piece }, get, out);
-            }
-        } else if let Some(place) = gathering.pieces.get_mut(&node).and_then(|p| p.get_mut(piece)) {
-            *place = Some(value.to_owned());
+            let get = self.get(self.is_two(speaker), node, next);
+            self.ask_for(speaker, For::Piece { node, piece: next }, get, out);
+        } else {
+            gathering.missing -= 1;
         }
         self.gathered(out);
         Ok(())
     }
 
     fn gathered(&mut self, out: &mut Vec<Out>) {
-        let Some(gathering) = self.gathering.take_if(|g| g.got == g.expected) else { return };
+        let Some(gathering) = self.gathering.take_if(|g| g.missing == 0) else { return };
         let mut parts = Vec::new();
-        for (node, pieces) in gathering.pieces {
-            let text: String = pieces.into_iter().flatten().collect();
+        for (node, (_, text)) in gathering.parts {
             match BASE64.decode(text) {
                 Ok(part) => parts.push((node, part)),
                 Err(e) => {
@@ -330,11 +335,11 @@ impl Client {
         };
         match what {
             For::Id | For::Maxes | For::Appnum | For::Universe => {}
-            For::Init if code != 0 && self.version == Version::Any && !connection.two => {
+            For::Init(Version::Any) if code != 0 => {
                 self.version = Version::Two;
-                connection.queue.push_front((For::Init, init(true)));
+                connection.queue.push_front((For::Init(Version::Two), init(Version::Two)));
             }
-            For::Init => {
+            For::Init(_) => {
                 if code != 0 {
                     return Err(failed("init"));
                 }
@@ -350,8 +355,14 @@ impl Client {
                 self.full(rank, out);
             }
             For::Name => {
-                self.name = message.get("kvsname").or(message.get("jobid")).map(str::to_owned);
-                if let Some(name) = message.get("kvsname") {
+                let (one, two) = (message.get("kvsname"), message.get("jobid"));
+                self.name = one.or(two).map(str::to_owned);
+                if let Some(name) = self.name.as_ref().filter(|name| name.len() > MAX_NAME) {
+                    let length = name.len();
+                    return Err(format!("the launcher's PMI gives the job a name of {length} bytes"));
+                }
+                // In PMI-2 it has been asked for already.
+                if let (Some(name), false) = (one, connection.two) {
                     let mapping =
                         Message::new("get").with("kvsname", name).with("key", "PMI_process_mapping");
                     self.ask_for(rank, For::Mapping, mapping, out);
@@ -494,8 +505,8 @@ impl Connection {
     }
 }
 
-fn init(two: bool) -> Message {
-    let (version, subversion) = if two { (2, 0) } else { (1, 1) };
+fn init(version: Version) -> Message {
+    let (version, subversion) = if version == Version::Two { (2, 0) } else { (1, 1) };
     Message::new("init").with("pmi_version", version).with("pmi_subversion", subversion)
 }
 
@@ -656,14 +667,20 @@ mod tests {
     fn a_launcher_that_refuses_pmi_1_is_asked_for_pmi_2() {
         let mut client = Client::new(Some(1), Version::Any);
         client.join(0, 5, Host::Open);
+        client.join(1, 6, Host::Open);
         let mut out = Vec::new();
         client.start(0, &mut out);
+        client.start(1, &mut out);
         out.clear();
         client.receive(5, b"cmd=response_to_init pmi_version=2 pmi_subversion=0 rc=-1\n", &mut out);
-        assert_eq!(out, [Out::Send(5, init(true).encode(Protocol::One))]);
+        assert_eq!(out, [Out::Send(5, init(Version::Two).encode(Protocol::One))]);
         out.clear();
         client.receive(5, b"cmd=response_to_init pmi_version=2 pmi_subversion=0 rc=0\n", &mut out);
         assert!(matches!(&out[..], [Out::Send(5, b)] if b[6..].starts_with(b"cmd=fullinit;pmirank=0;")));
+        // Another rank had asked before that was known.
+        out.clear();
+        client.receive(6, b"cmd=response_to_init pmi_version=2 pmi_subversion=0 rc=-1\n", &mut out);
+        assert_eq!(out, [Out::Send(6, init(Version::Two).encode(Protocol::One))]);
     }
 
     #[test]
