@@ -17,6 +17,7 @@ mod stats;
 mod step;
 mod syscalls;
 mod user;
+mod wireup;
 
 use clap::{Parser, Subcommand};
 use error::Error;
@@ -41,6 +42,8 @@ enum Bench {
     Mpirun(mpirun::Args),
     /// Latency and bandwidth between two ranks, bare and inside
     Pingpong(pingpong::Args),
+    /// From the launcher's start to the end of MPI_Init, of many ranks: bare, bridged, and without a launcher
+    Wireup(wireup::Args),
     /// System calls before the program starts
     Syscalls(syscalls::Args),
     /// What it costs to look at libraries, and to give a program the host's MPI
@@ -103,6 +106,7 @@ fn bench(bench: &Bench) -> Result<bool, Error> {
         Bench::Start(args) => args.common(),
         Bench::Mpirun(args) => args.common(),
         Bench::Pingpong(args) => args.common(),
+        Bench::Wireup(args) => args.common(),
         Bench::Syscalls(args) => args.common(),
         Bench::Inspect(args) => args.common(),
     };
@@ -114,6 +118,7 @@ fn bench(bench: &Bench) -> Result<bool, Error> {
         Bench::Start(args) => start::run(args),
         Bench::Mpirun(args) => mpirun::run(args),
         Bench::Pingpong(args) => pingpong::run(args),
+        Bench::Wireup(args) => wireup::run(args),
         Bench::Syscalls(args) => syscalls::run(args),
         Bench::Inspect(args) => inspect::run(args),
     }?;

@@ -6,6 +6,7 @@ use crate::machine::Machine;
 use crate::mpirun::HostLauncher;
 use crate::report::{Budget, Group, Report};
 use crate::run::{Failure, Runner};
+use crate::wireup::{ALONE, BRIDGED, bridged};
 use crate::{Common, Outcome};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -34,6 +35,9 @@ pub struct Args {
     /// The launcher, with options of its own if you like
     #[arg(long, value_name = "CMD", default_value = "mpirun.openmpi")]
     mpirun: String,
+    /// A launcher that speaks another PMI than the image's MPI: two more rows, bridged under it and under none
+    #[arg(long, value_name = "CMD")]
+    over: Option<String>,
     /// Round trips at 8 B, fewer at the larger sizes
     #[arg(long, default_value_t = 1000)]
     repeats: usize,
@@ -78,7 +82,12 @@ pub fn run(args: &Args) -> Result<Outcome, Error> {
         name: name.into(),
         line: line.map(|line| launcher.ranks(2, &line)),
     };
-    let contenders = [row(BARE, Ok(bare.clone())), row(BARE_AGAIN, Ok(bare)), row(HPC_LAUNCH, inside)];
+    let mut contenders =
+        vec![row(BARE, Ok(bare.clone())), row(BARE_AGAIN, Ok(bare)), row(HPC_LAUNCH, inside)];
+    if let Some(over) = &args.over {
+        let words = [args.program.clone(), args.repeats.to_string()];
+        contenders.extend(bridged(over, 2, &words, &setup, &mut runner)?);
+    }
     let measured = measure(&contenders, 1, args.runs, |_, line| parse(&runner.output(line)?));
     machine.finish();
 
@@ -91,6 +100,12 @@ pub fn run(args: &Args) -> Result<Outcome, Error> {
         let bandwidth = Group::new(format!("{size} B, bandwidth"), "MB/s", &[BARE], &bandwidth);
         if size == LARGE {
             budgets.push(Budget::at_least(PROMISE, 0.95, bandwidth.ratio(HPC_LAUNCH, BARE)));
+            if args.over.is_some() {
+                for name in [BRIDGED, ALONE] {
+                    let what = format!("{PROMISE}, {name}");
+                    budgets.push(Budget::at_least(what, 0.98, bandwidth.ratio(name, BARE)));
+                }
+            }
         }
         // Each is the other's inverse: the terminal shows the one that people know the size by.
         if size < BANDWIDTH_FROM {

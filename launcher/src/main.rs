@@ -78,8 +78,8 @@ fn start(arguments: Vec<OsString>) -> u8 {
             return if asked { 0 } else { EXIT_REFUSED };
         }
     };
-    let environ = Environ::of_process();
-    let job = JobStep::of_process(&environ);
+    let mut environ = Environ::of_process();
+    let job = JobStep::of_process(&mut environ);
     match dispatch(cli, environ, job.clone()) {
         Ok(status) => status,
         Err(e) => {
@@ -142,7 +142,7 @@ fn show_check(args: CheckArgs, environ: Environ, job: Option<JobStep>, json: boo
             for (name, value) in *variables {
                 environ.set(name, value);
             }
-            let job = JobStep::of_process(&environ);
+            let job = JobStep::of_process(&mut environ);
             (environ, job)
         }
     };

@@ -173,6 +173,26 @@ pub fn detect(get: impl Fn(&str) -> Option<String>) -> Option<Rank> {
     None
 }
 
+/// Variables of the one family and of the other, by which two launchers can be told apart that are nested.
+pub const FAMILIES: [&[&str]; 2] =
+    [&["PMIX_", "PRTE_", "OMPI_MCA_orte_", "OMPI_MCA_ess"], &["PMI_", "HYDI_", "HYDRA_", "MPI_LOCAL"]];
+
+/// A launcher inside a rank of another one, of the other family: both, as if the other were not there. (Slurm's
+/// variables stay where they are under whatever is started in its job; it yields.)
+pub fn nested(get: impl Fn(&str) -> Option<String>) -> Option<[Rank; 2]> {
+    let of = |family: &[&str]| {
+        let hidden = |name: &str| {
+            let other = FAMILIES.iter().filter(|f| **f != family).flat_map(|f| f.iter());
+            other.into_iter().any(|beginning| name.starts_with(beginning))
+        };
+        let rank = detect(|name| if hidden(name) { None } else { get(name) })?;
+        (rank.launcher != Launcher::Slurm && rank.offers != Offer::Nothing).then_some(rank)
+    };
+    let both = [of(FAMILIES[0])?, of(FAMILIES[1])?];
+    // Flux offers both itself.
+    (both[0].launcher != both[1].launcher).then_some(both)
+}
+
 /// This node's share of `SLURM_STEP_TASKS_PER_NODE`, "4(x2),3", by SLURM_NODEID.
 fn slurm_local_size(get: &impl Fn(&str) -> Option<String>) -> Option<u32> {
     let mut node: u32 = get("SLURM_NODEID")?.parse().ok()?;
@@ -314,6 +334,17 @@ mod tests {
         let rank = from(&none).unwrap();
         assert_eq!((rank.offers, rank.size), (Offer::Nothing, Some(4)));
         assert_eq!(from(&[("SLURM_JOB_ID", "7"), ("PATH", "/bin")]), None);
+    }
+
+    #[test]
+    fn two_launchers_are_seen_as_two() {
+        let both = [&ORTED[..], &[("PMI_FD", "6"), ("PMI_RANK", "1"), ("PMI_SIZE", "2")]].concat();
+        let get = |name: &str| both.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned());
+        let [pmix, simple] = nested(get).unwrap();
+        assert_eq!((pmix.launcher, pmix.rank), (Launcher::OpenMpi4, Some(3)));
+        assert_eq!((simple.launcher, simple.rank), (Launcher::Hydra, Some(1)));
+        let get = |name: &str| ORTED.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned());
+        assert_eq!(nested(get), None);
     }
 
     #[test]

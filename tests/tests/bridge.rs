@@ -351,6 +351,45 @@ fn what_a_launcher_set_and_is_not_there() {
     }
 }
 
+/// A launcher inside another one's rank: the inner one counts, which is said, and its ranks are not the outer one's.
+#[test]
+fn of_two_launchers_the_inner_one_counts() {
+    let program = host::launcher().display().to_string();
+    for (outer, inner, images) in [
+        ("openmpi", ["mpiexec.hydra", "-n", "3"], ["bookworm-mpich", "bookworm-openmpi"]),
+        ("mpich", ["mpirun.openmpi", "-n", "3"], ["bookworm-openmpi", "bookworm-mpich"]),
+    ] {
+        for name in images {
+            let image = image(name);
+            let more: &[&str] = if inner[0].starts_with("mpirun") { &["--oversubscribe"] } else { &[] };
+            let line =
+                [&inner[..1], more, &inner[1..], &[&program, "--mpi=image", &image, "/opt/examples/ring"]];
+            let mut line = line.concat();
+            if name != images[0] {
+                line[inner.len() + more.len() + 1] = "--mpi=bridge";
+            }
+            let outcome = launcher_of(outer).job(Who::User, 1, &line).run().good();
+            assert!(outcome.out().contains("ring of 3 ranks: sum 3 correct"), "{outcome}");
+            let text = outcome.out() + &outcome.err();
+            assert_eq!(text.matches(" runs inside a rank of ").count(), 1, "{outcome}");
+            assert!(text.contains("to be one of "), "{outcome}");
+        }
+    }
+}
+
+/// Two processes that say that they are one rank.
+#[test]
+fn a_rank_is_there_once() {
+    let image = image("bookworm-mpich");
+    let program = launcher().display().to_string();
+    let line = ["env", "PMI_RANK=1", &program, "--mpi=bridge", &image, "/opt/examples/ring"];
+    let outcome = launcher_of("mpich").job(Who::User, 2, &line).run();
+    assert_ne!(outcome.code(), Some(0), "{outcome}");
+    let text = outcome.out() + &outcome.err();
+    assert!(text.contains("[pmi-unusable] rank 1 cannot be joined to its job"), "{outcome}");
+    assert!(text.contains("there is a rank 1 on this node already"), "{outcome}");
+}
+
 /// The helper's port takes no strangers: neither other users, nor whoever says what is no rank's.
 #[test]
 fn strangers_are_turned_away() {

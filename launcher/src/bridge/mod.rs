@@ -31,6 +31,7 @@ use pmi_shim::launcher::{Offer, Rank};
 use pmi_shim::pmix::job::Directories;
 
 use self::letters::{Host, Reply, Request, Speaks};
+use crate::config::Config;
 use crate::detached;
 use crate::environ::Environ;
 use crate::error::{Code, Error, Result};
@@ -115,11 +116,14 @@ pub fn is_scrubbed(name: &str) -> bool {
     SCRUBBED.iter().any(|(pattern, _)| pmi_shim::glob::matches(pattern, name))
 }
 
-/// Removes them.
-pub fn scrub(environ: &mut Environ) -> Vec<Change> {
+/// Removes them, but for those that the user has set for the program.
+pub fn scrub(environ: &mut Environ, config: &Config) -> Vec<Change> {
     let names: Vec<String> = environ.iter().filter_map(|(n, _)| n.to_str().map(str::to_owned)).collect();
     let mut changes = Vec::new();
     for name in names {
+        if config.env.iter().any(|pair| pair.value.0 == name) {
+            continue;
+        }
         let row = SCRUBBED.iter().find(|(pattern, _)| pmi_shim::glob::matches(pattern, &name));
         if let Some((_, why)) = row {
             environ.remove(std::ffi::OsStr::new(&name));

@@ -11,7 +11,7 @@ pub mod siblings;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use pmi_shim::launcher::Rank;
+use pmi_shim::launcher::{self, Launcher, Rank};
 use serde::Serialize;
 
 use crate::environ::Environ;
@@ -24,15 +24,35 @@ pub struct JobStep {
     /// The launcher's daemon on this node, by its process number. (A later daemon of the same number has
     /// other children: siblings are looked for below the daemon only.)
     pub daemon: i32,
+    /// Another launcher, inside of whose rank this one runs.
+    pub outer: Option<Launcher>,
 }
 
 impl JobStep {
-    /// The job step of this process; `None` without a launcher: then nothing is shared.
-    pub fn of_process(environ: &Environ) -> Option<JobStep> {
-        let rank = pmi_shim::launcher::detect(|name| environ.get(name))?;
-        let daemon = siblings::daemon(&rank.identity);
-        Some(JobStep { rank, daemon })
+    /// The job step of this process; `None` without a launcher: then nothing is shared. Of two launchers, one inside
+    /// of the other's rank, the inner counts, and the variables of the outer one are removed.
+    pub fn of_process(environ: &mut Environ) -> Option<JobStep> {
+        let outer = unnest(environ);
+        let mut step = JobStep::of_environ(environ)?;
+        step.outer = outer;
+        Some(step)
     }
+
+    fn of_environ(environ: &Environ) -> Option<JobStep> {
+        let rank = launcher::detect(|name| environ.get(name))?;
+        let daemon = siblings::daemon(&rank.identity);
+        Some(JobStep { rank, daemon, outer: None })
+    }
+}
+
+/// Removes what an outer launcher of another family has set; answers which one.
+fn unnest(environ: &mut Environ) -> Option<Launcher> {
+    let both = launcher::nested(|name| environ.get(name))?;
+    let distances = [0, 1].map(|i| siblings::distance(&both[i].identity));
+    // Where nothing tells them apart PMIx counts, as the only one that says so itself.
+    let outer = usize::from(distances[0] <= distances[1]);
+    *environ = std::mem::take(environ).without(launcher::FAMILIES[outer]);
+    Some(both[outer].launcher)
 }
 
 /// The name of a sandbox: the job step's part, within which the user namespace is shared, and the

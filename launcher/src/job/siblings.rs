@@ -62,6 +62,21 @@ pub fn daemon(identity: &[(String, String)]) -> i32 {
     pid
 }
 
+/// How many ancestors carry this rank's own variables: those of a launcher are carried by what runs inside of its
+/// ranks, other launchers too.
+pub fn distance(identity: &[(String, String)]) -> usize {
+    let mut pid = nix::unistd::getppid().as_raw();
+    let mut count = 0;
+    while count < MAX_DEPTH && pid > 1 && carries(pid, identity) {
+        count += 1;
+        match parent(pid) {
+            Some(ppid) => pid = ppid,
+            None => break,
+        }
+    }
+    count
+}
+
 /// Whether the process started with every one of these variables. One that may not be read (root's
 /// slurmstepd) is no wrapper of ours.
 fn carries(pid: i32, identity: &[(String, String)]) -> bool {

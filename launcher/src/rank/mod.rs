@@ -321,8 +321,8 @@ impl Request {
         steps.push(Step::Root { image: image.path.clone(), squashfs: how, writable });
         steps.append(&mut laid.steps);
         if let (Some(wiring), Some(job)) = (&decision.wiring, &self.job) {
-            changes.retain(|c| !bridge::is_scrubbed(&c.name));
-            changes.extend(bridge::scrub(&mut environ));
+            changes.retain(|c| c.value.is_some() || !bridge::is_scrubbed(&c.name));
+            changes.extend(bridge::scrub(&mut environ, &self.config));
             let (serves, launcher) = (wiring.downlink, job.rank.offers.name());
             if self.door.is_none() {
                 steps.push(Step::Helper { serves, launcher, at: bridge::door() });
@@ -333,6 +333,15 @@ impl Request {
         let mut remarks = laid.notes;
         remarks.extend(environment.notes.iter().cloned());
         remarks.extend(note);
+        if let Some(job) = &self.job
+            && let Some(outer) = job.outer
+        {
+            let (inner, outer) = (job.rank.launcher.name(), outer.name());
+            remarks.push(format!(
+                "{WARNING}{inner} runs inside a rank of {outer}: this is a rank of {inner}; to be one of {outer}, \
+                 unset what {inner} has set (PMI_FD, PMI_PORT, PMIX_NAMESPACE; `hpc-launch pmi info` shows all)"
+            ));
+        }
         remarks.extend(decision.remarks.iter().cloned());
         let plan = Plan {
             version: VERSION,
@@ -480,7 +489,7 @@ impl Request {
             injected.apply(&mut environ);
         }
         if noted.wiring.is_some() {
-            bridge::scrub(&mut environ);
+            bridge::scrub(&mut environ, &self.config);
         }
         environ
     }

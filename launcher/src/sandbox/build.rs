@@ -50,8 +50,11 @@ pub struct Furniture<'a> {
     /// Files with their contents.
     pub notes: Vec<(&'static str, Vec<u8>)>,
     /// Anything else.
-    pub more: Option<&'a dyn Fn(&OwnedFd) -> Result<()>>,
+    pub more: Option<&'a Furnish<'a>>,
 }
+
+/// Puts something into an open directory.
+type Furnish<'a> = dyn Fn(&OwnedFd) -> Result<()> + 'a;
 
 impl Furniture<'_> {
     fn put(&self, run: &OwnedFd, own: &Path) -> Result<()> {

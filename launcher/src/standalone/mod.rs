@@ -125,14 +125,14 @@ fn requests(apps: Vec<App>, mut environ: Environ, total: u32) -> Result<Vec<(u32
     for app in &apps {
         configs.push(Config::load(&environ, Some(&app.run.options))?);
     }
-    // What an outer launcher has set is not about this job.
-    scrub(&mut environ);
     environ.set("HPC_LAUNCH_SIZE", total.to_string());
     let mut out = Vec::new();
     for (appnum, (app, config)) in (0..).zip(apps.into_iter().zip(configs)) {
+        let mut environ = environ.clone();
+        // What an outer launcher has set is not about this job.
+        scrub(&mut environ, &config);
         let (image, command) = (app.run.image, app.run.command);
-        let request =
-            Rc::new(Request { image, command, config, environ: environ.clone(), job: None, door: None });
+        let request = Rc::new(Request { image, command, config, environ, job: None, door: None });
         out.extend((0..app.ranks).map(|_| (appnum, Rc::clone(&request))));
     }
     Ok(out)
@@ -202,7 +202,7 @@ impl Running {
                         local_size: Some(total as u32),
                         identity: Vec::new(),
                     };
-                    let job = JobStep { rank: place, daemon };
+                    let job = JobStep { rank: place, daemon, outer: None };
                     drop(held);
                     let ends = Ends { lifeline, door: its, input, outputs };
                     become_rank(request, job, ends, processors.as_deref(), &self.before)

@@ -110,7 +110,10 @@ fn packed() -> Vec<(&'static str, Vec<u8>)> {
         .kval("pmix.node.arr", &array("a", "0-1"))
         .kval("pmix.node.arr", &array("b", "2,3"))
         .into_bytes();
+    // As PRRTE passes on what is another host's.
+    let squashed = b"\x02\x15\x02\x08job\0\0\x02\x0ehpcl.1\0\x1b\x03abc".to_vec();
     vec![
+        ("squashed", squashed),
         ("kvals", kvals),
         ("infos", Writer::new().infos(&values()).into_bytes()),
         ("pdata", Writer::new().pdata(&found).into_bytes()),

@@ -706,4 +706,30 @@ mod tests {
         client.receive(5, b"cmd=barrier_out\n", &mut out);
         assert!(matches!(&out[..], [Out::Failed(why)] if why.contains("unasked")), "{out:?}");
     }
+
+    #[test]
+    fn what_a_launcher_only_says_costs_nothing() {
+        let mut client = Client::new(Some(2), Version::Any);
+        client.join(0, 5, Host::Open);
+        let mut out = Vec::new();
+        client.start(0, &mut out);
+        for line in ["response_to_init pmi_version=1 rc=0", "maxes vallen_max=1024"] {
+            client.receive(5, format!("cmd={line}\n").as_bytes(), &mut out);
+        }
+        let (mut other, long) = (client.clone(), "k".repeat(1000));
+        out.clear();
+        other.receive(5, format!("cmd=my_kvsname kvsname={long}\n").as_bytes(), &mut out);
+        assert!(matches!(&out[..], [Out::Failed(why)] if why.contains("a name of 1000 bytes")), "{out:?}");
+        let places = "get_result rc=0 value=(vector,(0,2,1))";
+        for line in ["my_kvsname kvsname=k", "universe_size size=2", "appnum appnum=0", places] {
+            client.receive(5, format!("cmd={line}\n").as_bytes(), &mut out);
+        }
+        client.gather(b"part", &mut out);
+        out.clear();
+        for line in ["put_result rc=0", "barrier_out rc=0", "get_result rc=0 value=131072:YQ=="] {
+            client.receive(5, format!("cmd={line}\n").as_bytes(), &mut out);
+        }
+        assert_eq!(out.len(), 3, "the barrier, the first piece, the second one: {out:?}");
+        assert!(client.connections[&0].queue.is_empty(), "pieces are asked for one after the other");
+    }
 }
