@@ -354,7 +354,7 @@ fn what_a_launcher_set_and_is_not_there() {
 /// A launcher inside another one's rank: the inner one counts, which is said, and its ranks are not the outer one's.
 #[test]
 fn of_two_launchers_the_inner_one_counts() {
-    let program = host::launcher().display().to_string();
+    let program = launcher().display().to_string();
     for (outer, inner, images) in [
         ("openmpi", ["mpiexec.hydra", "-n", "3"], ["bookworm-mpich", "bookworm-openmpi"]),
         ("mpich", ["mpirun.openmpi", "-n", "3"], ["bookworm-openmpi", "bookworm-mpich"]),

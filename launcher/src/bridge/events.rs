@@ -116,6 +116,7 @@ pub struct Events {
     next: Link,
     uid: u32,
     events: Vec<Event>,
+    refused: Vec<OwnedFd>,
 }
 
 impl Events {
@@ -129,7 +130,17 @@ impl Events {
         epoll.add(&listener, EpollEvent::new(EpollFlags::EPOLLIN, Token::Caller.data()))?;
         let (streams, ranks) = (HashMap::new(), BTreeMap::new());
         let uid = nix::unistd::geteuid().as_raw();
-        Ok(Events { node, epoll, listener, streams, ranks, next: 1, uid, events: Vec::new() })
+        Ok(Events {
+            node,
+            epoll,
+            listener,
+            streams,
+            ranks,
+            next: 1,
+            uid,
+            events: Vec::new(),
+            refused: Vec::new(),
+        })
     }
 
     /// "127.0.0.1:port".
@@ -208,7 +219,8 @@ impl Events {
         };
         if let Err(why) = self.node.join(rank, pmi, host.clone(), must_know) {
             for link in pmi.into_iter().chain(host.map(|(link, _)| link)) {
-                self.streams.remove(&link);
+                // Kept open: launchers end a job whose rank closes its connection before they pass its words on.
+                self.refused.extend(self.streams.remove(&link).map(|stream| stream.fd));
             }
             return Err(why);
         }
