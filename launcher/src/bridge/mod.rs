@@ -202,7 +202,6 @@ pub fn join(
     let (speaks, host, descriptor) = launcher(rank, outside)?;
     let (lifeline, held) =
         nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(failed("making a pipe"))?;
-    die_with(&lifeline).map_err(failed("tying this rank's life to the helper's"))?;
     let pmi = match wiring.downlink {
         Downlink::Descriptor => {
             let flags = SockFlag::SOCK_CLOEXEC;
@@ -266,6 +265,8 @@ pub fn join(
         }
         _ => return Err(gone(Errno::ECONNRESET)),
     };
+    // Not before: who is refused says why.
+    die_with(&lifeline).map_err(gone)?;
     if let Some(ours) = &ours {
         calls::inherit(ours).map_err(failed("keeping the rank's PMI connection"))?;
     }
