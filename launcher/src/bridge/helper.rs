@@ -204,8 +204,12 @@ impl Helper {
                     Ok(()) => self.joined += 1,
                     Err(why) => {
                         if let Some(socket) = self.joining.remove(&rank) {
-                            let _ = letters::send(&socket, &Reply::Refused(why), &[]);
+                            let _ = letters::send(&socket, &Reply::Refused(why.clone()), &[]);
                         }
+                        // hydra and srun would let the others wait for it for ever.
+                        let now = self.now();
+                        self.failing = Some((now + HEARD_MS, why));
+                        self.ending.begin(now, true);
                     }
                 }
             }

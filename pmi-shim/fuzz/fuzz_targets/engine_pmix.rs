@@ -1,30 +1,36 @@
 //! Several ranks' requests to the PMIx server: as bytes, and made ones.
 #![no_main]
 
+use std::collections::HashSet;
+
 use libfuzzer_sys::fuzz_target;
 use made::memory::modest;
 use made::request::request;
 use made::script::{assert_bounded, steps};
 use pmi_shim::engine::names::Names;
 use pmi_shim::engine::pmix::Pmix;
-use pmi_shim::engine::{Effect, Peer};
+use pmi_shim::engine::{Effect, Link, Peer};
 use pmi_shim::pmix::RANK_WILDCARD;
 use pmi_shim::pmix::command::Request;
+use pmi_shim::pmix::handshake::Messages;
 use pmi_shim::pmix::job::Directories;
 
 struct Server {
     engine: Pmix,
     names: Names,
     out: usize,
+    answered: HashSet<(Link, u32)>,
 }
 
 impl Server {
     fn carry_out(&mut self, effects: Vec<Effect>) {
         for effect in effects {
             match effect {
-                Effect::Send(_, bytes) | Effect::Finalize(_, bytes) => self.out += bytes.len(),
+                Effect::Send(link, bytes) => self.said(link, &bytes),
+                Effect::Finalize(peer, bytes) => self.said(peer.link, &bytes),
                 Effect::Enter { peer, others, good, bad } => {
-                    self.out += good.len().max(bad.len());
+                    assert_eq!(good[..8], bad[..8], "under the same tag");
+                    self.said(peer.link, &good);
                     if let Some(ranks) = others.ranks {
                         assert!(ranks.is_sorted() && ranks.contains(&peer.rank), "{ranks:?}");
                         assert!(ranks.iter().all(|rank| *rank < made::job().size()), "{ranks:?}");
@@ -44,6 +50,15 @@ impl Server {
             }
         }
     }
+
+    /// Nothing is answered twice: each request has a tag of its own.
+    fn said(&mut self, link: Link, bytes: &[u8]) {
+        self.out += bytes.len();
+        let mut messages = Messages::default();
+        messages.push(bytes);
+        let (header, _) = messages.message().expect("a message").expect("all of it");
+        assert!(messages.is_empty() && self.answered.insert((link, header.tag)), "{header:?}");
+    }
 }
 
 /// Names ranks that the job does not have.
@@ -61,7 +76,7 @@ fuzz_target!(|bytes: &[u8]| {
         let job = made::job();
         let directories = Directories { job: "/d".into(), ranks: true };
         let engine = Pmix::new("job", Some(directories));
-        let mut server = Server { engine, names: Names::default(), out: 0 };
+        let mut server = Server { engine, names: Names::default(), out: 0, answered: HashSet::new() };
         // A made request may have more bytes than what it was made from.
         let (mut requests, mut input) = (0, bytes.len());
         for (tag, step) in (0..).zip(steps(bytes)) {

@@ -10,7 +10,7 @@ use pmi_shim::engine::names::Names;
 use pmi_shim::engine::simple::Simple;
 use pmi_shim::engine::{Effect, Link, Peer};
 use pmi_shim::job::Job;
-use pmi_shim::wire::{Frame, Frames};
+use pmi_shim::wire::{Frame, Frames, Message};
 
 #[derive(Default)]
 struct Server {
@@ -31,8 +31,8 @@ impl Server {
     fn carry_out(&mut self, effects: Vec<Effect>) {
         for effect in effects {
             match effect {
-                Effect::Send(_, bytes) | Effect::Finalize(_, bytes) => self.out += bytes.len(),
-                Effect::Enter { good, bad, .. } => self.out += good.len().max(bad.len()),
+                Effect::Send(_, bytes) | Effect::Finalize(_, bytes) => self.said(&bytes),
+                Effect::Enter { good, bad, .. } => [good, bad].iter().for_each(|bytes| self.said(bytes)),
                 Effect::Abort { message, .. } => self.out += message.len(),
                 Effect::Name(asker, ask) => {
                     for (asker, answer) in self.names.ask("job", asker, ask) {
@@ -46,6 +46,16 @@ impl Server {
                 }
             }
         }
+    }
+
+    /// Whatever was asked, the answer is one message.
+    fn said(&mut self, bytes: &[u8]) {
+        self.out += bytes.len();
+        let mut frames = Frames::default();
+        frames.push(bytes);
+        let frame = frames.frame().expect("a frame").expect("all of it");
+        Message::parse(&frame).expect("a message");
+        assert_eq!(frames.pending(), 0, "{frame:?}");
     }
 
     fn close(&mut self, link: Link) {

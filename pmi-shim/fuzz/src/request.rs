@@ -33,8 +33,8 @@ const KINDS: &[u16] = &[
     kind::DATA_TYPE,
     kind::INFO_DIRECTIVES,
 ];
-/// Arrays within arrays that a reader takes.
-const DEEPEST: u32 = 4;
+/// Arrays within arrays that a reader takes: it counts their elements too.
+const DEEPEST: u32 = 3;
 
 /// A word.
 #[derive(Arbitrary, Clone, Copy, Debug)]
