@@ -19,7 +19,7 @@ use pmi_shim::uplink::{Uplink, pmix, simple};
 use super::ending::Ending;
 use super::events::{Event, Events};
 use super::letters::{self, Reply, Request, Speaks};
-use super::{alone, directories, host_name, raise_limit};
+use super::{alone, directories, host_name, processors, raise_limit};
 
 /// How long a rank may take from its connection to its letter: it sends it at once.
 const LETTER_MS: u64 = 5000;
@@ -149,8 +149,7 @@ impl Helper {
     fn open(&mut self, speaks: &Speaks, size: Option<u32>) -> std::io::Result<Events> {
         let (name, directories) = (host_name(), directories());
         self.has_launcher = *speaks != Speaks::Nothing;
-        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-        self.oversubscribed = size.is_some_and(|size| size as usize > cpus);
+        self.oversubscribed = size.is_some_and(|size| size as usize > processors());
         let node = match speaks {
             Speaks::Nothing => {
                 let size = size.unwrap_or(1);

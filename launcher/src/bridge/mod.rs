@@ -143,6 +143,24 @@ pub fn raise_limit() {
     }
 }
 
+/// How many processors this host has; this process may be bound to one of them.
+fn processors() -> usize {
+    let list = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
+    let known = count(&list).filter(|n| *n > 0);
+    known.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+}
+
+/// Of "0-3,8".
+fn count(list: &str) -> Option<usize> {
+    list.trim()
+        .split(',')
+        .map(|part| {
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            Some(last.parse::<usize>().ok()?.checked_sub(first.parse().ok()?)? + 1)
+        })
+        .sum()
+}
+
 /// This host's name.
 pub fn host_name() -> String {
     nix::unistd::gethostname().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default()
@@ -276,7 +294,6 @@ pub fn join(
         Some((rank, size)) => (Some(rank), Some(size)),
         None => (rank.local_rank, rank.local_size),
     };
-    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     let place = Place {
         rank: number,
         size: size.or(rank.size),
@@ -287,7 +304,7 @@ pub fn join(
         nspace: nspace.as_deref().unwrap_or_default(),
         directory: SESSION,
         host_name: &host_name,
-        oversubscribed: local_size.is_some_and(|n| n as usize > cpus),
+        oversubscribed: local_size.is_some_and(|n| n as usize > processors()),
     };
     for (name, value) in variables(wiring, &place) {
         environ.set(name, value);
@@ -360,5 +377,16 @@ pub fn launcher(rank: &Rank, environ: &Environ) -> Result<(Speaks, Host, Option<
                 "use a launcher with PMIx 2.1 or later",
             )
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::count;
+
+    #[test]
+    fn lists_of_processors_are_counted() {
+        assert_eq!((count("0-1\n"), count("0-3,8,10-11"), count("5")), (Some(2), Some(7), Some(1)));
+        assert_eq!((count(""), count("3-1"), count("x")), (None, None, None));
     }
 }

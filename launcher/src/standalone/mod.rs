@@ -131,6 +131,7 @@ fn requests(apps: Vec<App>, mut environ: Environ, total: u32) -> Result<Vec<(u32
         let mut environ = environ.clone();
         // What an outer launcher has set is not about this job.
         scrub(&mut environ, &config);
+        environ = environ.without(&["OMPI_COMM_WORLD_", "OMPI_UNIVERSE_SIZE"]);
         let (image, command) = (app.run.image, app.run.command);
         let request = Rc::new(Request { image, command, config, environ, job: None, door: None });
         out.extend((0..app.ranks).map(|_| (appnum, Rc::clone(&request))));
