@@ -15,11 +15,13 @@ use goblin::elf::dynamic::{
 };
 use goblin::elf::header;
 use goblin::elf::program_header::{PT_DYNAMIC, PT_GNU_PROPERTY, PT_INTERP, PT_LOAD, ProgramHeader};
+use goblin::elf::section_header::SectionHeader;
 
 use crate::error::{Error, Result};
 
-/// More program headers, dynamic entries or needed objects than any real object has.
+/// More program headers, sections, dynamic entries or needed objects than any real object has.
 const MAX_PROGRAM_HEADERS: usize = 4096;
+const MAX_SECTIONS: usize = 4096;
 const MAX_DYNAMIC_BYTES: u64 = 1 << 20;
 const MAX_NEEDED: usize = 4096;
 const MAX_STRING: usize = 4096;
@@ -308,6 +310,38 @@ impl Object {
         }
         Ok(())
     }
+}
+
+/// What stands in the first section of this name, if there is one and it is small; the loader does not know of
+/// sections, other tools leave notes in them.
+pub fn section(file: &File, path: &Path, name: &str) -> Result<Option<Vec<u8>>> {
+    let source = Source::open(file, path)?;
+    let start = &source.head[..source.head.len().min(64)];
+    if !start.starts_with(header::ELFMAG) {
+        return Ok(None);
+    }
+    let fails = |e: goblin::error::Error| Error::elf(path, format!("sections: {e}"));
+    let head = goblin::elf::Elf::parse_header(start).map_err(fails)?;
+    let ctx = Ctx::new(head.container().map_err(fails)?, head.endianness().map_err(fails)?);
+    let (count, size) = (usize::from(head.e_shnum), SectionHeader::size(ctx));
+    if count == 0 || count > MAX_SECTIONS || usize::from(head.e_shentsize) != size {
+        return Ok(None);
+    }
+    // goblin takes a table at 0 for none.
+    let mut table = vec![0; size];
+    table.extend_from_slice(&source.bytes("section headers", head.e_shoff, count * size)?);
+    let sections = SectionHeader::parse(&table, size, count, ctx).map_err(fails)?;
+    let Some(names) = sections.get(usize::from(head.e_shstrndx)) else { return Ok(None) };
+    for section in &sections {
+        let at = names.sh_offset.checked_add(section.sh_name as u64);
+        let found = at.and_then(|at| source.bytes("a section's name", at, name.len() + 1).ok());
+        let is_it = found.is_some_and(|text| text.strip_suffix(&[0]) == Some(name.as_bytes()));
+        if is_it && section.sh_size <= MAX_NOTE {
+            let len = section.sh_size as usize;
+            return source.bytes(name, section.sh_offset, len).map(|bytes| Some(bytes.into_owned()));
+        }
+    }
+    Ok(None)
 }
 
 /// GNU_PROPERTY_X86_ISA_1_NEEDED of a PT_GNU_PROPERTY segment (x86-64 psABI, "Program Property").

@@ -69,8 +69,22 @@ pub enum Command {
     /// Speak the launcher's PMI without any MPI, to see what it offers and whether it works
     #[command(subcommand)]
     Pmi(crate::pmi::Action),
+    /// Devices that their drivers describe for containers (CDI)
+    #[command(subcommand)]
+    Cdi(Cdi),
     /// Print the configuration, and where each value comes from
     Config {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// What to do with descriptions of devices.
+#[derive(Subcommand, Debug)]
+pub enum Cdi {
+    /// Print every device that --device knows, and the files that do not count; exit status 1 if there are such
+    List {
         /// As JSON
         #[arg(long)]
         json: bool,
@@ -202,6 +216,9 @@ pub struct Options {
     /// Show the host's SRC inside, at DST if given; may be repeated
     #[arg(long, short, value_name = "SRC[:DST[:ro]]")]
     pub bind: Vec<OsString>,
+    /// Show a device as its driver describes it for containers (CDI): vendor.com/class=name; may be repeated
+    #[arg(long, value_name = "NAME")]
+    pub device: Vec<String>,
     /// Set a variable inside; may be repeated
     #[arg(long, value_name = "NAME=VALUE")]
     pub env: Vec<OsString>,

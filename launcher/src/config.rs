@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
+use crate::cdi;
 use crate::cli::{MpiMode, Options, PmiWay};
 use crate::environ::Environ;
 use crate::error::{Code, Error, Result};
@@ -64,6 +65,10 @@ impl<T> Sourced<T> {
 pub struct Config {
     /// `SRC[:DST[:ro]]`, each with its origin.
     pub binds: Vec<Sourced<String>>,
+    /// Devices that are described for containers, `vendor.com/class=name`.
+    pub devices: Vec<Sourced<String>>,
+    /// Where the descriptions are; later ones win.
+    pub cdi_directories: Sourced<Vec<PathBuf>>,
     /// Variables to set.
     pub env: Vec<Sourced<(String, String)>>,
     /// Patterns of variables to remove.
@@ -101,6 +106,8 @@ pub struct Config {
 #[serde(deny_unknown_fields, default)]
 struct FileLayer {
     binds: Option<Vec<String>>,
+    devices: Option<Vec<String>>,
+    cdi_directories: Option<Vec<PathBuf>>,
     env: Option<BTreeMap<String, String>>,
     unset_env: Option<Vec<String>>,
     clean_env: Option<bool>,
@@ -120,6 +127,8 @@ struct FileLayer {
 
 const KEYS: &[&str] = &[
     "binds",
+    "devices",
+    "cdi_directories",
     "env",
     "unset_env",
     "clean_env",
@@ -149,6 +158,8 @@ impl Config {
     fn built_in() -> Config {
         Config {
             binds: Vec::new(),
+            devices: Vec::new(),
+            cdi_directories: Sourced::built_in(cdi::registry::DIRECTORIES.map(PathBuf::from).to_vec()),
             env: Vec::new(),
             unset_env: Vec::new(),
             clean_env: Sourced::built_in(false),
@@ -205,6 +216,14 @@ impl Config {
             self.check_lock("binds", false, &origin, is_site)?;
             self.binds.push(Sourced { value: bind, origin: origin("binds") });
         }
+        for device in layer.devices.unwrap_or_default() {
+            self.check_lock("devices", false, &origin, is_site)?;
+            self.devices.push(Sourced { value: device, origin: origin("devices") });
+        }
+        if let Some(bad) = layer.cdi_directories.iter().flatten().find(|d| !d.is_absolute()) {
+            let why = format!("cdi_directories: {} is no absolute path", bad.display());
+            return Err(invalid(&origin("cdi_directories"), &why));
+        }
         for pair in layer.env.unwrap_or_default() {
             self.check_lock("env", false, &origin, is_site)?;
             self.env.push(Sourced { value: pair, origin: origin("env") });
@@ -230,6 +249,7 @@ impl Config {
             )* };
         }
         replace! {
+            cdi_directories |v| v;
             clean_env |v| v;
             home |v| v;
             writable_tmpfs |v| v;
@@ -312,6 +332,7 @@ fn variable(key: &str) -> String {
 fn flag(key: &str) -> &'static str {
     match key {
         "binds" => "--bind",
+        "devices" => "--device",
         "env" => "--env",
         "unset_env" => "--unset-env",
         "clean_env" => "--clean-env",
@@ -326,13 +347,13 @@ fn flag(key: &str) -> &'static str {
     }
 }
 
-/// HPC_LAUNCH_BINDS and HPC_LAUNCH_UNSET_ENV are lists separated by commas; there is no variable for
+/// HPC_LAUNCH_BINDS, _DEVICES, _CDI_DIRECTORIES and _UNSET_ENV are lists separated by commas; there is no variable for
 /// `env`: a variable that should be set inside can be set outside.
 fn variables(environ: &Environ) -> Result<FileLayer> {
     let list = |key| {
         environ
             .get(&variable(key))
-            .map(|v| v.split(',').filter(|s| !s.is_empty()).map(String::from).collect())
+            .map(|v| v.split(',').filter(|s| !s.is_empty()).map(String::from).collect::<Vec<String>>())
     };
     let boolean = |key: &str| match environ.get(&variable(key)).as_deref() {
         None | Some("") => Ok(None),
@@ -371,6 +392,8 @@ fn variables(environ: &Environ) -> Result<FileLayer> {
     let path = |key| environ.get_os(&variable(key)).filter(|v| !v.is_empty()).map(PathBuf::from);
     Ok(FileLayer {
         binds: list("binds"),
+        devices: list("devices"),
+        cdi_directories: list("cdi_directories").map(|all| all.into_iter().map(PathBuf::from).collect()),
         unset_env: list("unset_env"),
         clean_env: boolean("clean_env")?,
         home: boolean("home")?,
@@ -409,6 +432,8 @@ fn flags(options: &Options) -> Result<FileLayer> {
     }
     Ok(FileLayer {
         binds: Some(options.bind.iter().map(|b| utf8("--bind", b)).collect::<Result<_>>()?),
+        devices: Some(options.device.clone()),
+        cdi_directories: None,
         env: Some(env),
         unset_env: Some(options.unset_env.clone()),
         clean_env: options.clean_env.then_some(true),

@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use nix::errno::Errno;
 use nix::unistd::{ForkResult, fork};
 
 /// Runs `body` in a process of its own, with these descriptors as 0, 1, 2… and no others. Forks twice, so
@@ -14,7 +15,11 @@ pub fn spawn<const N: usize>(
 ) -> nix::Result<()> {
     // SAFETY: this process has one thread, so the child may go on like any program.
     match unsafe { fork() }? {
-        ForkResult::Parent { child } => nix::sys::wait::waitpid(child, None).map(drop),
+        ForkResult::Parent { child } => match nix::sys::wait::waitpid(child, None) {
+            // Whoever started us wants to hear of no children: the kernel has waited for it (wait(2), NOTES).
+            Ok(_) | Err(Errno::ECHILD) => Ok(()),
+            Err(e) => Err(e),
+        },
         ForkResult::Child => {
             let _ = nix::unistd::setsid();
             // SAFETY: as above.

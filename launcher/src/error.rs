@@ -75,6 +75,10 @@ catalogue! {
     LibcTooOld "libc-too-old" EXIT_REFUSED "Neither C library, the image's or the host's, has every version that the mixed process needs.";
     BindingsMissing "bindings-missing" EXIT_REFUSED "The host's MPI comes without bindings (Fortran, C++) that the program links.";
     PluginUnloadable "plugin-unloadable" EXIT_REFUSED "A plugin of the host's MPI would not load inside the container.";
+    DeviceUnknown "device-unknown" EXIT_REFUSED "A device that was asked for is described nowhere, or only in a file that does not count.";
+    DeviceMissing "device-missing" EXIT_REFUSED "A file of a device that was asked for is not on this host, or is of another device or version.";
+    DeviceDenied "device-denied" EXIT_REFUSED "This user may not open a file of a device that was asked for.";
+    DeviceUnsupported "device-unsupported" EXIT_REFUSED "The description of a device asks for something that no sandbox does.";
     ProgramNotFound "program-not-found" EXIT_NOT_FOUND "The command does not exist inside the container.";
     ProgramNotExecutable "program-not-executable" EXIT_NOT_EXECUTABLE "The command exists and is not executable.";
     InterpreterMissing "interpreter-missing" EXIT_NOT_EXECUTABLE "The command's interpreter (of its #! line, or its dynamic loader) is not in the container.";

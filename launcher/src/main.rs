@@ -3,6 +3,7 @@
 
 mod bridge;
 mod cache;
+mod cdi;
 mod check;
 mod cli;
 mod config;
@@ -29,7 +30,8 @@ use std::io::Write;
 use clap::Parser;
 use pmi_shim::launcher::{ASSUMED, VARIABLES};
 
-use crate::cli::{CheckArgs, Cli, Command, Run};
+use crate::cdi::registry::{self, Registry};
+use crate::cli::{Cdi, CheckArgs, Cli, Command, Run};
 use crate::config::Config;
 use crate::environ::Environ;
 use crate::error::{Code, EXIT_REFUSED, Error, Result};
@@ -105,6 +107,7 @@ fn dispatch(cli: Cli, environ: Environ, job: Option<JobStep>) -> Result<u8> {
     }
     match (cli.command, cli.image) {
         (Some(Command::Config { json }), _) => show_config(&Config::load(&environ, None)?, json).map(|()| 0),
+        (Some(Command::Cdi(Cdi::List { json })), _) => list_devices(&Config::load(&environ, None)?, json),
         (Some(Command::Pmi(action)), _) => pmi::run(&action, &environ, job.as_ref()),
         (Some(Command::Check(mut args)), _) => {
             let json = args.json || wants_json(&mut args.run);
@@ -190,6 +193,16 @@ fn show_differences(request: &Request, path: &std::path::Path) -> Result<u8> {
     Ok(1)
 }
 
+/// Answers the exit status: 1 if a file does not count.
+fn list_devices(config: &Config, json: bool) -> Result<u8> {
+    let registry = Registry::read(&config.cdi_directories.value, nix::unistd::geteuid().as_raw());
+    print(&if json { to_json(&registry.listing())? } else { registry.text() })?;
+    for fault in &registry.faults {
+        eprintln!("hpc-launch: {}: {}", fault.path.display(), fault.why);
+    }
+    Ok(u8::from(!registry.faults.is_empty()))
+}
+
 fn show_config(config: &Config, json: bool) -> Result<()> {
     if json {
         return print(&to_json(config)?);
@@ -201,6 +214,10 @@ fn show_config(config: &Config, json: bool) -> Result<()> {
     for bind in &config.binds {
         line("binds", bind.value.clone(), &bind.origin);
     }
+    for device in &config.devices {
+        line("devices", device.value.clone(), &device.origin);
+    }
+    line("cdi_directories", registry::listed(&config.cdi_directories.value), &config.cdi_directories.origin);
     for pair in &config.env {
         line("env", format!("{}={}", pair.value.0, pair.value.1), &pair.origin);
     }

@@ -23,6 +23,53 @@ const MAX_ENTRIES: usize = 1024;
 /// mpi4py has an extension for each ABI; all of them are linked.
 const MAX_EXTENSIONS: usize = 16;
 
+/// Shells, interpreters, and programs that start the one that is named behind them.
+const STARTERS: &[&str] = &[
+    "ash",
+    "bash",
+    "busybox",
+    "csh",
+    "dash",
+    "fish",
+    "ksh",
+    "mksh",
+    "sh",
+    "tcsh",
+    "zsh",
+    "R",
+    "Rscript",
+    "java",
+    "julia",
+    "lua",
+    "node",
+    "octave",
+    "perl",
+    "pypy",
+    "python",
+    "ruby",
+    "tclsh",
+    "chrt",
+    "env",
+    "gdb",
+    "gdbserver",
+    "ionice",
+    "ltrace",
+    "nice",
+    "nohup",
+    "numactl",
+    "perf",
+    "setarch",
+    "setpriv",
+    "setsid",
+    "stdbuf",
+    "strace",
+    "taskset",
+    "time",
+    "timeout",
+    "valgrind",
+    "xargs",
+];
+
 /// A program that was looked at.
 pub struct Looked {
     /// The file that was judged: the command, or the program that it starts.
@@ -245,6 +292,15 @@ impl Started<'_> {
     }
 }
 
+/// Whether what a command does is told by its arguments rather than by its name: a shell, an interpreter, or something
+/// that starts another program. Two calls of one may need different libraries, and different servers.
+pub fn starts_others(command: &OsStr) -> bool {
+    let name = Path::new(command).file_name().unwrap_or_default().to_string_lossy();
+    // python3.11, ruby2.7
+    let stem = name.trim_end_matches(|c: char| c.is_ascii_digit() || c == '.' || c == '-');
+    STARTERS.contains(&stem)
+}
+
 fn is_break(c: char) -> bool {
     c.is_whitespace() || matches!(c, ';' | '&' | '|' | '(' | ')' | '"' | '\'' | '`' | '<' | '>' | '=')
 }
@@ -253,4 +309,19 @@ fn is_break(c: char) -> bool {
 fn is_python(map: &LinkMap) -> bool {
     let name = map.program.file_name().and_then(OsStr::to_str).unwrap_or_default();
     name.starts_with("python") || map.objects.iter().any(|o| o.name.starts_with("libpython3"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_starts_others_is_known_with_its_version_and_path() {
+        for name in ["sh", "/bin/bash", "python3", "/usr/bin/python3.11", "env", "./numactl", "lua5.4"] {
+            assert!(starts_others(OsStr::new(name)), "{name}");
+        }
+        for name in ["./solver", "shell", "pythonic", "/opt/env/run", ""] {
+            assert!(!starts_others(OsStr::new(name)), "{name}");
+        }
+    }
 }

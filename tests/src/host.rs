@@ -120,6 +120,18 @@ pub fn tested() -> Vec<PathBuf> {
     program.into_iter().chain([repository().to_owned(), images(), trees()]).collect()
 }
 
+/// Every image with an MPI.
+pub const MPI_IMAGES: [&str; 8] = [
+    "bullseye-openmpi",
+    "bookworm-openmpi",
+    "trixie-openmpi",
+    "bullseye-mpich",
+    "bookworm-mpich",
+    "trixie-mpich",
+    "bookworm-mpich-wheel",
+    "bookworm-intel",
+];
+
 /// A test image: $HPC_LAUNCH_IMAGES/NAME, else target/images/NAME of the repository.
 pub fn image(name: &str) -> PathBuf {
     let path = images().join(name);

@@ -14,3 +14,4 @@ pub mod leaks;
 pub mod loader;
 pub mod run;
 pub mod slurm;
+pub mod standalone;

@@ -26,6 +26,12 @@ const IMAGES: [(&str, &str); 8] = [
     ("bookworm-intel", "mpich"),
 ];
 
+/// What the communicators program says with these.
+const COMMUNICATORS: [(&str, &str); 2] = [
+    ("trixie-openmpi", "dup split group session correct"),
+    ("bookworm-openmpi", "dup split group correct, this MPI has no session"),
+];
+
 fn image(name: &str) -> String {
     host::image(name).display().to_string()
 }
@@ -70,6 +76,22 @@ fn every_launcher_and_every_image() {
                 let arguments = ["--mpi=bridge", &image(name), "/opt/examples/wireup"];
                 let run = launcher.launch(who, ranks, &arguments).env("WIREUP_LOCAL", ranks.to_string());
                 checked(run.run(), ranks);
+            }
+        }
+    }
+}
+
+/// Communicators of every kind: for those of sessions Open MPI 5 asks its PMIx server.
+#[test]
+fn communicators_over_a_bridge() {
+    let mpich = launcher_of("mpich");
+    for (image_name, made) in COMMUNICATORS {
+        for who in everyone() {
+            for ranks in [1, 2, 5] {
+                let arguments = ["--mpi=bridge", &image(image_name), "/opt/examples/communicators"];
+                let outcome = mpich.launch(*who, ranks, &arguments).run().good();
+                let expected = format!("communicators of {ranks} ranks: {made}");
+                assert!(outcome.out().lines().any(|line| line == expected), "{outcome}");
             }
         }
     }

@@ -159,6 +159,46 @@ fn bridges_over_four_hosts_with_slurm() {
     }
 }
 
+/// Communicators of all ranks, of those of one host, and of each alone.
+fn communicators(bed: &Hosts, by: By, who: Who) {
+    for (image, made) in [
+        ("trixie-openmpi", "dup split group session correct"),
+        ("bookworm-openmpi", "dup split group correct, this MPI has no session"),
+    ] {
+        let image = host::image(image).display().to_string();
+        let line = ["--mpi=bridge", &image, "/opt/examples/communicators"];
+        let outcome = bed.head().launch(by, who, RANKS, line).run().good();
+        let ranks = bed.names().len() * RANKS as usize;
+        let expected = format!("communicators of {ranks} ranks: {made}");
+        assert!(outcome.out().lines().any(|line| line == expected), "{outcome}");
+        assert!(!outcome.err().contains("hpc-launch:"), "{outcome}");
+    }
+}
+
+#[test]
+fn communicators_over_bridges() {
+    let Some(bed) = bed(|| Hosts::with_slurm(2)) else { return };
+    for (n, by) in [By::Hydra, By::Srun("pmi2")].into_iter().enumerate() {
+        communicators(&bed, by, everyone()[n % everyone().len()]);
+    }
+}
+
+/// A session's group of some ranks of several hosts would need what launchers do not have: it is refused, and
+/// that is said once on each host.
+#[test]
+fn a_group_of_some_ranks_of_two_hosts_is_refused() {
+    let Some(bed) = bed(|| Hosts::new(2)) else { return };
+    let image = host::image("trixie-openmpi").display().to_string();
+    for who in everyone() {
+        let line = ["--mpi=bridge", &image, "/opt/examples/communicators", "ends"];
+        let outcome = bed.head().launch(By::Hydra, *who, RANKS, line).run().good();
+        assert!(outcome.out().lines().any(|l| l == "communicators of 4 ranks: ends refused"), "{outcome}");
+        let said = "of ranks 0, 3 is on several nodes and has not all ranks";
+        assert_eq!(outcome.err().matches(said).count(), bed.names().len(), "{outcome}");
+        assert!(outcome.err().contains("MPI_Comm_create_group"), "{outcome}");
+    }
+}
+
 /// Without any PMI ranks of one host can be joined, those of several cannot, which is said once on each.
 #[test]
 fn srun_without_pmi_over_two_hosts_is_refused() {

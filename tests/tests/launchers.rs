@@ -6,21 +6,11 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use hpc_launch_tests::host::{self, Who, everyone, is_root, launcher};
+use hpc_launch_tests::host::{self, MPI_IMAGES, Who, everyone, is_root, launcher};
 use hpc_launch_tests::host_mpi::{self, HostMpi};
 use hpc_launch_tests::run::{Outcome, Run};
 use hpc_launch_tests::slurm::Slurm;
 
-const IMAGES: [&str; 8] = [
-    "bullseye-openmpi",
-    "bookworm-openmpi",
-    "trixie-openmpi",
-    "bullseye-mpich",
-    "bookworm-mpich",
-    "trixie-mpich",
-    "bookworm-mpich-wheel",
-    "bookworm-intel",
-];
 const SIZES: [u32; 4] = [1, 2, 7, 16];
 const PROGRAM: &str = "/opt/examples/wireup";
 
@@ -124,7 +114,7 @@ fn matrix() {
     let _ = write!(table, "\n| image | {} |\n|---|{}\n", names.join(" | "), "---|".repeat(names.len()));
     let mut wrong = Vec::new();
     let mut cells = 0;
-    for (i, name) in IMAGES.iter().enumerate() {
+    for (i, name) in MPI_IMAGES.iter().enumerate() {
         let image = host::image(name).display().to_string();
         let mut row = format!("| {name} |");
         for (l, launcher) in launchers.iter().enumerate() {

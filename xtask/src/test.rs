@@ -60,6 +60,9 @@ fn run_phases(layout: &Layout, scope: &Scope, phases: &mut Phases) -> Result<()>
         phases.judged("formatting", || formatting(layout));
         phases.judged("lints", || lints(layout));
     }
+    if *scope == Scope::All {
+        phases.judged("fuzz targets compile", || fuzz_targets(layout));
+    }
     if matches!(scope, Scope::Unit | Scope::All) {
         phases.judged("unit tests", || run::shown(cargo(layout).arg("test")));
     }
@@ -125,6 +128,16 @@ fn lints(layout: &Layout) -> Result<()> {
         "-D",
         "warnings",
     ]))
+}
+
+/// Workspaces of their own, which nothing else builds: a change elsewhere would break them unseen.
+fn fuzz_targets(layout: &Layout) -> Result<()> {
+    let target = layout.target.join("fuzz");
+    ["abi-probe/fuzz", "pmi-shim/fuzz"].into_iter().try_for_each(|workspace| {
+        let mut check = cargo(layout);
+        check.args(["check", "--quiet", "--locked", "--all-targets", "--target-dir"]).arg(&target);
+        run::shown(check.current_dir(layout.root.join(workspace)))
+    })
 }
 
 /// Builds the solver in Rust and runs it on the bare host, which tells whether it is worth a test.

@@ -12,6 +12,7 @@ fuzz_target!(|bytes: &[u8]| {
     let mut file = tempfile::tempfile_in("/dev/shm").expect("a file");
     file.write_all(bytes).expect("written");
     let path = Path::new("/fuzzed");
+    let _ = elf::section(&file, path, ".note.cuda.fwd_compatibility");
     let Ok(Some(object)) = elf::read(&file, path) else { return };
     object.find_text(&file, |text| (text == "never there").then_some(()));
     let Ok(symbols) = Symbols::read(&file, path, &object) else { return };

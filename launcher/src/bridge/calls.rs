@@ -29,8 +29,17 @@ pub fn signal(pidfd: &OwnedFd, signal: Signal) -> nix::Result<()> {
 
 /// Whoever of this process holds `end` of a pipe is killed when its other end is closed: by the kernel, also
 /// after an exec (fcntl(2), F_SETSIG; fs/pipe.c, pipe_release). An error where that has happened already.
-#[allow(unsafe_code)]
 pub fn die_with(end: &OwnedFd) -> nix::Result<()> {
+    killed_at_its_end(end, nix::unistd::getpid().as_raw())
+}
+
+/// The same for this process's whole group, which it leads (F_SETOWN: a negative number is a group's).
+pub fn die_with_group(end: &OwnedFd) -> nix::Result<()> {
+    killed_at_its_end(end, -nix::unistd::getpid().as_raw())
+}
+
+#[allow(unsafe_code)]
+fn killed_at_its_end(end: &OwnedFd, owner: i32) -> nix::Result<()> {
     let fd = end.as_raw_fd();
     let set = |command: i32, value: i32| {
         // SAFETY: these commands take an integer.
@@ -39,7 +48,7 @@ pub fn die_with(end: &OwnedFd) -> nix::Result<()> {
     // Not in libc: F_SETSIG of asm-generic/fcntl.h.
     const F_SETSIG: i32 = 10;
     set(F_SETSIG, libc::SIGKILL)?;
-    set(libc::F_SETOWN, nix::unistd::getpid().as_raw())?;
+    set(libc::F_SETOWN, owner)?;
     set(libc::F_SETFL, libc::O_ASYNC)?;
     inherit(end)?;
     // Closed before that: nobody would be told any more.

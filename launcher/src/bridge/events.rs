@@ -19,6 +19,7 @@ use pmi_shim::node::{Do, Node, Stage};
 use pmi_shim::uplink::Host;
 
 use super::calls;
+use super::leftovers;
 use super::letters::{self, Reply, Request};
 use super::peer;
 
@@ -151,6 +152,11 @@ impl Events {
     /// Tells when a descriptor of the owner's can be read from.
     pub fn watch(&self, fd: BorrowedFd, number: u32) -> nix::Result<()> {
         self.epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, Token::Owner(number).data()))
+    }
+
+    /// Tells when a descriptor of the owner's can be written to.
+    pub fn watch_for_room(&self, fd: BorrowedFd, number: u32) -> nix::Result<()> {
+        self.epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLOUT, Token::Owner(number).data()))
     }
 
     /// No more.
@@ -404,6 +410,8 @@ impl Events {
                     Do::Abort { rank, status, message } => {
                         self.events.push(Event::Abort { rank, status, message });
                     }
+                    Do::Remove(paths) => leftovers::remove(&paths, self.uid),
+                    Do::Say(what) => self.say(&what),
                     Do::Fail(why) => self.events.push(Event::Fail(why)),
                 }
             }

@@ -2,6 +2,8 @@
 
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
@@ -83,15 +85,24 @@ pub enum Reply {
     Refused(String),
 }
 
-/// Sends a letter with descriptors.
+/// How long a letter is tried whose descriptors are too many for now.
+const IN_FLIGHT: Duration = Duration::from_secs(10);
+/// Between two tries.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// Sends a letter with descriptors. All that a user has under way, in any socket of the machine, may not be more than
+/// RLIMIT_NOFILE of who sends one more (unix(7), ETOOMANYREFS; net/core/scm.c): when many ranks come at once it is,
+/// until the helper has received some.
 pub fn send(socket: &OwnedFd, letter: &impl Serialize, descriptors: &[RawFd]) -> nix::Result<()> {
     let text = serde_json::to_vec(letter).map_err(|_| Errno::EINVAL)?;
     let rights = [ControlMessage::ScmRights(descriptors)];
     let rights = if descriptors.is_empty() { &[][..] } else { &rights };
     let flags = MsgFlags::MSG_NOSIGNAL;
+    let end = Instant::now() + IN_FLIGHT;
     loop {
         match sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(&text)], rights, flags, None) {
             Err(Errno::EINTR) => {}
+            Err(Errno::ETOOMANYREFS) if Instant::now() < end => thread::sleep(PAUSE),
             other => return other.map(drop),
         }
     }

@@ -9,10 +9,11 @@ mod calls;
 mod ending;
 mod events;
 mod helper;
+mod leftovers;
 pub mod letters;
 mod peer;
 
-pub use self::calls::{die_with, exit_now, replace};
+pub use self::calls::{die_with, die_with_group, exit_now, replace};
 pub use self::ending::Ending;
 pub use self::events::{Event, Events};
 
@@ -20,6 +21,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
+use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, UnixAddr, bind, connect, setsockopt, socket, socketpair, sockopt,
 };
@@ -133,14 +135,11 @@ pub fn scrub(environ: &mut Environ, config: &Config) -> Vec<Change> {
     changes
 }
 
-/// A rank needs four descriptors; the usual limit is 1024.
-pub fn raise_limit() {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
-        && soft < hard
-    {
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard.min(1 << 20), hard);
-    }
+/// A rank needs four descriptors; the usual limit is 1024. Answers what it was, if it was raised.
+pub fn raise_limit() -> Option<(rlim_t, rlim_t)> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
+    let is_raised = soft < hard && setrlimit(Resource::RLIMIT_NOFILE, hard.min(1 << 20), hard).is_ok();
+    is_raised.then_some((soft, hard))
 }
 
 /// How many processors this host has; this process may be bound to one of them.

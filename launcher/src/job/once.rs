@@ -7,6 +7,7 @@
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, accept4, bind, connect, getsockopt, listen, socket,
@@ -17,6 +18,10 @@ use super::{JobStep, digest};
 
 /// Longer than launchers take to start a node's ranks one after the other.
 const LINGER: Duration = Duration::from_millis(700);
+
+/// How often somebody is asked who holds the name and does not answer, and the time between.
+const TRIES: u32 = 10;
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// The claim to speak for the node.
 pub struct Speaker {
@@ -34,23 +39,28 @@ pub fn speak(step: Option<&JobStep>, message: &str) -> Option<Speaker> {
     }
     let name = format!("hpc-launch.error.{}", digest(&(step.daemon, &step.rank.step, message)));
     let flags = SockFlag::SOCK_CLOEXEC;
-    let (Ok(address), Ok(fd)) = (
-        UnixAddr::new_abstract(name.as_bytes()),
-        socket(AddressFamily::Unix, SockType::SeqPacket, flags, None),
-    ) else {
-        return alone;
-    };
-    if bind(fd.as_raw_fd(), &address).is_ok() {
-        if listen(&fd, Backlog::MAXCONN).is_err() {
+    for _ in 0..TRIES {
+        let (Ok(address), Ok(fd)) = (
+            UnixAddr::new_abstract(name.as_bytes()),
+            socket(AddressFamily::Unix, SockType::SeqPacket, flags, None),
+        ) else {
             return alone;
+        };
+        if bind(fd.as_raw_fd(), &address).is_ok() {
+            if listen(&fd, Backlog::MAXCONN).is_err() {
+                return alone;
+            }
+            return Some(Speaker { listener: Some(fd), expected });
         }
-        return Some(Speaker { listener: Some(fd), expected });
+        // Whoever holds the name has printed, or is about to.
+        match connect(fd.as_raw_fd(), &address).and_then(|()| getsockopt(&fd, sockopt::PeerCredentials)) {
+            Ok(peer) if peer.uid() == nix::unistd::getuid().as_raw() => return None,
+            // It does not listen yet, or no more: then the job is being ended, and we with it.
+            Err(Errno::ECONNREFUSED) => std::thread::sleep(PAUSE),
+            _ => return alone,
+        }
     }
-    // Whoever holds the name has printed, or is about to.
-    match connect(fd.as_raw_fd(), &address).and_then(|()| getsockopt(&fd, sockopt::PeerCredentials)) {
-        Ok(peer) if peer.uid() == nix::unistd::getuid().as_raw() => None,
-        _ => alone,
-    }
+    alone
 }
 
 impl Speaker {

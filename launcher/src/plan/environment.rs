@@ -1,4 +1,4 @@
-//! The program's environment: the host's, minus what misleads inside, under the image's, under the user's.
+//! The program's environment: the host's, minus what misleads inside, under the image's, the devices', the user's.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -10,6 +10,7 @@ use pmi_shim::passthrough::{Treatment, treatment};
 use serde::{Deserialize, Serialize};
 
 use super::Change;
+use crate::cdi::Told;
 use crate::config::Config;
 use crate::environ::Environ;
 use crate::image::environment::ImageEnvironment;
@@ -61,6 +62,7 @@ impl Injected {
 pub fn make(
     host: &Environ,
     image: &ImageEnvironment,
+    devices: &Told,
     config: &Config,
     workdir: &Path,
 ) -> (Environ, Vec<Change>) {
@@ -94,6 +96,9 @@ pub fn make(
         }
         out.set(name, value);
         note(name, Some(value), "the image says so".to_owned());
+    }
+    for change in devices.apply(&mut out) {
+        note(&change.name, change.value.as_deref(), change.why);
     }
     for pattern in &config.unset_env {
         let matching: Vec<String> = out
@@ -131,7 +136,7 @@ mod tests {
             env: image.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect(),
             ..ImageEnvironment::default()
         };
-        make(&host, &image, &config, Path::new("/w")).0
+        make(&host, &image, &Told::default(), &config, Path::new("/w")).0
     }
 
     #[test]

@@ -382,7 +382,7 @@ mod tests {
             let config = Config::load(&Environ::default(), Some(&options)).unwrap();
             let facts = Facts { uid: 4_000_000, cwd: None, environ: &environ, rank: None, overlays: || true };
             let image = Image::open(self.dir.path()).unwrap();
-            let sources = Sources::find(&config, &facts)?;
+            let sources = Sources::find(&config, &facts, &[])?;
             let mut view = View::open(self.dir.path()).unwrap();
             Planner::new(&mut view, &image, &sources)?.finish(false, facts.overlays)
         }

@@ -76,7 +76,7 @@ pub struct Sources {
 }
 
 /// Collects what is wanted.
-fn wants(config: &Config, facts: &Facts) -> Result<Vec<Want>> {
+fn wants(config: &Config, facts: &Facts, devices: &[Want]) -> Result<Vec<Want>> {
     let mut wants = Vec::new();
     let mut same = |path: PathBuf, why: &str, weight: Weight| {
         if wants.iter().any(|want: &Want| want.at == path) {
@@ -114,6 +114,7 @@ fn wants(config: &Config, facts: &Facts) -> Result<Vec<Want>> {
     for r in table::FILES {
         same(r.path.into(), r.why, row(r));
     }
+    wants.extend(devices.iter().cloned());
     for bind in &config.binds {
         wants.push(parse_bind(bind)?);
     }
@@ -187,10 +188,10 @@ fn parse_bind(bind: &Sourced<String>) -> Result<Want> {
 }
 
 impl Sources {
-    /// Finds everything that is wanted and there.
-    pub fn find(config: &Config, facts: &Facts) -> Result<Sources> {
+    /// Finds everything that is wanted and there. `devices`: what those that were asked for need.
+    pub fn find(config: &Config, facts: &Facts, devices: &[Want]) -> Result<Sources> {
         let mut sources = Sources::default();
-        for want in wants(config, facts)? {
+        for want in wants(config, facts, devices)? {
             if want.source == Path::new(SHM) && std::fs::symlink_metadata(SHM).is_ok_and(|m| m.is_dir()) {
                 continue;
             }

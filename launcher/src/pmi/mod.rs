@@ -4,11 +4,12 @@ mod pmix;
 mod simple;
 
 use std::fmt::Write;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::time::Instant;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand, ValueEnum};
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::socket::{MsgFlags, send, setsockopt, sockopt};
 use nix::sys::time::TimeVal;
 use pmi_shim::launcher::{Launcher, Offer, Rank, VARIABLES};
@@ -21,6 +22,8 @@ use crate::job::JobStep;
 
 /// How long an answer may take: a fence waits for every rank of the job.
 const PATIENCE_SECONDS: i64 = 120;
+/// How long a launcher that was told to end the job may take to end this rank.
+const ENDING: Duration = Duration::from_secs(5);
 
 /// What to do with it.
 #[derive(Subcommand, Debug)]
@@ -110,6 +113,8 @@ trait Client {
     fn get(&mut self, rank: u32, key: &str) -> Result<Vec<u8>>;
     fn finalize(&mut self) -> Result<()>;
     fn abort(&mut self, status: i32) -> Result<()>;
+    /// Waits until the launcher has closed the connection, for so long at most.
+    fn until_closed(&self, limit: Duration);
 }
 
 /// Runs it; answers the exit status.
@@ -134,8 +139,12 @@ pub fn run(action: &Action, environ: &Environ, job: Option<&JobStep>) -> Result<
             client.finalize().map(|()| 0)
         }
         Action::Abort { status, wire } => {
-            connect(wire, environ, rank)?.abort(*status)?;
-            // The launcher ends us; where it does not, this is the status that a program would leave with.
+            let mut client = connect(wire, environ, rank)?;
+            client.abort(*status)?;
+            // The launcher ends us. Our connection stays until then: mpirun 4.1 may hang or crash in its own end
+            // while ranks leave by themselves. Where it goes without us, this is the status that a program would
+            // leave with.
+            client.until_closed(ENDING);
             Ok(u8::try_from(status & 0xff).unwrap_or(1))
         }
     }
@@ -335,6 +344,21 @@ impl Socket {
             }
         }
         Ok(())
+    }
+
+    /// Waits for its end, whatever comes before.
+    fn until_closed(&self, limit: Duration) {
+        let end = Instant::now() + limit;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+            let timeout = u16::try_from(left.as_millis()).unwrap_or(u16::MAX);
+            match poll(&mut fds, timeout) {
+                Err(Errno::EINTR) => {}
+                Ok(1..) if matches!(nix::unistd::read(&self.0, &mut [0; 4096]), Ok(1..)) => {}
+                _ => return,
+            }
+        }
     }
 
     /// Something, at least a byte.

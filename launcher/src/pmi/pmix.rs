@@ -1,5 +1,7 @@
 //! A rank that speaks PMIx.
 
+use std::time::Duration;
+
 use pmi_shim::launcher;
 use pmi_shim::pmix::command::{COLLECT, Request, scope};
 use pmi_shim::pmix::handshake::{Header, Hello, Messages};
@@ -124,5 +126,9 @@ impl Client for Rank {
     fn abort(&mut self, status: i32) -> Result<()> {
         let message = "hpc-launch pmi abort".to_owned();
         self.ask(&Request::Abort { status, message }).map(drop)
+    }
+
+    fn until_closed(&self, limit: Duration) {
+        self.socket.until_closed(limit);
     }
 }

@@ -1,5 +1,7 @@
 //! A rank that speaks PMI-1 or PMI-2.
 
+use std::time::Duration;
+
 use pmi_shim::launcher;
 use pmi_shim::wire::message::Protocol;
 use pmi_shim::wire::{Frames, Message};
@@ -148,5 +150,9 @@ impl Client for Rank {
     fn abort(&mut self, status: i32) -> Result<()> {
         let abort = Message::new("abort").with("exitcode", status);
         self.write(&if self.two { abort.with("isworld", "TRUE") } else { abort })
+    }
+
+    fn until_closed(&self, limit: Duration) {
+        self.socket.until_closed(limit);
     }
 }

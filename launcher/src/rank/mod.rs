@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use self::decide::Asked;
 use crate::bridge::{self, Helper};
+use crate::cdi::{Devices, Told};
 use crate::check::{self, Judged, Links, Report};
 use crate::config::Config;
 use crate::environ::Environ;
@@ -36,6 +37,7 @@ use crate::plan::environment::Injected;
 use crate::plan::make::Planner;
 use crate::plan::sources::{self, Facts, Sources};
 use crate::plan::{MpiVerdict, Plan, Step, VERSION, environment};
+use crate::program;
 use crate::sandbox::build::{Building, Furniture};
 use crate::sandbox::calls::user_overlays;
 use crate::sandbox::namespace;
@@ -118,22 +120,29 @@ impl Request {
         let inside = match (&self.job, &mark) {
             (Some(job), Some(mark)) => self.shared(&image, &myself, job, mark)?,
             _ => {
-                let entered = Entered::new(&myself, None, None)?;
+                let entered = Entered::new(&self.config, &myself, None, None)?;
                 self.build(&image, &myself, entered, None)?
             }
         };
         self.execute(&image, &myself, inside)
     }
 
+    /// The part of the command line that tells which program is meant.
+    fn telling_words(&self) -> &[OsString] {
+        let starts_others = self.command.first().is_some_and(|name| program::starts_others(name));
+        &self.command[..if starts_others { self.command.len() } else { self.command.len().min(1) }]
+    }
+
     /// What distinguishes sandboxes of one job step.
     fn mark(&self, image: &Image, myself: &Myself) -> Option<Mark> {
         let config = &self.config;
         let directories = sources::that_distinguish(&self.environ);
-        let binds: Vec<&String> = config.binds.iter().map(|b| &b.value).collect();
+        let shown = config.binds.iter().chain(&config.devices);
+        let shown: (Vec<&String>, _) = (shown.map(|b| &b.value).collect(), &config.cdi_directories.value);
         // Programs of one job may need different libraries: each gets what was proved for it.
         let mpi = (config.mpi.value, config.pmi.value, &config.host_mpi.value, &config.mpi_library.value);
         let what = (
-            (&image.path, image.id, &myself.cwd, binds, self.command.first(), mpi),
+            (&image.path, image.id, &myself.cwd, shown, self.telling_words(), mpi),
             (config.home.value, self.environ.get_os("HOME"), directories, config.writable_tmpfs.value),
         );
         self.job.as_ref().map(|job| Mark::new(myself.uid, job, &Hashed(what)))
@@ -161,7 +170,8 @@ impl Request {
                         return self.join(image, &namespaces);
                     }
                     Found::SameStep(namespaces) => {
-                        let entered = Entered::new(myself, Some(&namespaces.user), Some(job.daemon))?;
+                        let entered =
+                            Entered::new(&self.config, myself, Some(&namespaces.user), Some(job.daemon))?;
                         return self.build(image, myself, entered, Some((mark, &lock)));
                     }
                     Found::None => {
@@ -171,7 +181,7 @@ impl Request {
                         }
                         // Asked here: from a user namespace the dead look as if they were somebody else's.
                         let late = siblings::some_have_ended(job);
-                        let entered = Entered::new(myself, None, Some(job.daemon))?;
+                        let entered = Entered::new(&self.config, myself, None, Some(job.daemon))?;
                         let inside = self.build(image, myself, entered, Some((mark, &lock)))?;
                         if late {
                             keeper::leave(job, mark);
@@ -199,7 +209,7 @@ impl Request {
             Some(environment) => environment,
             None => {
                 let view = View::open(Path::new("/")).map_err(in_image(&image.given))?;
-                Noted { image: ImageEnvironment::read(image, &view)?, injected: None, wiring: None }
+                Noted { image: ImageEnvironment::read(image, &view)?, ..Noted::default() }
             }
         };
         Ok(Inside::Joined(environment, builders.unwrap_or_default().program))
@@ -278,7 +288,7 @@ impl Request {
             rank: self.job.as_ref().map(|job| &job.rank),
             overlays: if entered.in_user_namespace { user_overlays } else { || true },
         };
-        let mut sources = Sources::find(&self.config, &facts)?;
+        let mut sources = Sources::find(&self.config, &facts, &entered.devices.wants)?;
         if image.kind == Kind::Squashfs {
             // The stage covers it; the host's MPI may lie there.
             sources.tmp = open_path(Path::new("/tmp")).ok().map(Rc::new);
@@ -293,8 +303,9 @@ impl Request {
         let writable = self.config.writable_tmpfs.value;
         let mut planner = Planner::new(&mut view, image, &sources)?;
         let (workdir, note) = self.workdir(planner.view(), myself, &environment)?;
+        let (told, of_devices) = entered.devices.told(planner.view());
         let (mut environ, mut changes) =
-            environment::make(&self.environ, &environment, &self.config, &workdir);
+            environment::make(&self.environ, &environment, &told, &self.config, &workdir);
         let command = self.command.first().map(OsString::as_os_str).unwrap_or_default();
         let (path, program) = verdict::find_program(planner.view(), command, &workdir, &environ)?;
         let id = program.id;
@@ -332,6 +343,7 @@ impl Request {
 
         let mut remarks = laid.notes;
         remarks.extend(environment.notes.iter().cloned());
+        remarks.extend(of_devices);
         remarks.extend(note);
         if let Some(job) = &self.job
             && let Some(outer) = job.outer
@@ -357,7 +369,7 @@ impl Request {
             wiring: decision.wiring.clone(),
             notes: remarks,
         };
-        let noted = Noted { image: environment, injected, wiring: decision.wiring.clone() };
+        let noted = Noted { image: environment, devices: told, injected, wiring: decision.wiring.clone() };
         Ok(Drafted { plan, sources, building, view, noted, environ, program: id, decision })
     }
 
@@ -370,7 +382,7 @@ impl Request {
     fn judge(&self) -> Result<Judged> {
         let image = Image::open(&self.image)?;
         let myself = Myself::now();
-        let entered = Entered::new(&myself, None, self.job.as_ref().map(|job| job.daemon))?;
+        let entered = Entered::new(&self.config, &myself, None, self.job.as_ref().map(|job| job.daemon))?;
         let drafted = self.draft(&image, &myself, &entered, None, Detail::Version)?;
         let (plan, decision) = (drafted.plan, drafted.decision);
         let links = match &decision.mixed {
@@ -392,7 +404,7 @@ impl Request {
         let image = Image::open(&self.image)?;
         let myself = Myself::now();
         let mark = self.mark(&image, &myself);
-        let entered = Entered::new(&myself, None, self.job.as_ref().map(|job| job.daemon))?;
+        let entered = Entered::new(&self.config, &myself, None, self.job.as_ref().map(|job| job.daemon))?;
         Ok(self.draft(&image, &myself, &entered, mark.as_ref(), Detail::Version)?.plan)
     }
 
@@ -400,7 +412,7 @@ impl Request {
     pub fn lock(&self) -> Result<lock::Lock> {
         let image = Image::open(&self.image)?;
         let myself = Myself::now();
-        let entered = Entered::new(&myself, None, self.job.as_ref().map(|job| job.daemon))?;
+        let entered = Entered::new(&self.config, &myself, None, self.job.as_ref().map(|job| job.daemon))?;
         let drafted = self.draft(&image, &myself, &entered, None, Detail::Version)?;
         let host = host_view(&drafted.sources)?;
         lock::Lock::of(&image.path, &drafted.plan.program, drafted.decision.injection.as_ref(), &host)
@@ -484,7 +496,8 @@ impl Request {
     }
 
     fn environ_inside(&self, noted: &Noted, workdir: &Path) -> Environ {
-        let (mut environ, _) = environment::make(&self.environ, &noted.image, &self.config, workdir);
+        let (mut environ, _) =
+            environment::make(&self.environ, &noted.image, &noted.devices, &self.config, workdir);
         if let Some(injected) = &noted.injected {
             injected.apply(&mut environ);
         }
@@ -567,6 +580,8 @@ struct Drafted {
 struct Noted {
     /// What the image says of its programs' environment.
     image: ImageEnvironment,
+    /// What the devices that were asked for need there.
+    devices: Told,
     /// What the host's MPI needs there.
     injected: Option<Injected>,
     /// How the helper serves the program's MPI.
@@ -588,17 +603,25 @@ struct Entered {
     in_user_namespace: bool,
     /// What could be seen before.
     around: Surroundings,
+    /// The devices that were asked for. Inside, nobody could tell whose their descriptions are.
+    devices: Devices,
 }
 
 impl Entered {
     /// Joins the step's user namespace if it has one, or makes one where one is needed.
-    fn new(myself: &Myself, of_step: Option<&OwnedFd>, daemon: Option<i32>) -> Result<Entered> {
+    fn new(
+        config: &Config,
+        myself: &Myself,
+        of_step: Option<&OwnedFd>,
+        daemon: Option<i32>,
+    ) -> Result<Entered> {
         let around = Surroundings::of(daemon);
+        let devices = Devices::find(config, myself.uid)?;
         let in_user_namespace = match of_step {
             Some(user) => namespace::join_user_namespace(user)?,
             None => namespace::new_user_namespace(myself.uid, myself.gid)?,
         };
-        Ok(Entered { in_user_namespace, around })
+        Ok(Entered { in_user_namespace, around, devices })
     }
 }
 

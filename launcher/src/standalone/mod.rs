@@ -4,12 +4,14 @@
 //! Each rank is a fork of this process that takes the way of any rank ([`crate::rank`]) and becomes its program.
 
 pub mod apps;
+mod child;
+mod input;
 mod output;
 pub mod topology;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -17,7 +19,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sched::CpuSet;
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, killpg, raise, sigprocmask};
+use nix::sys::signal::{SigSet, Signal, killpg, raise};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
@@ -27,13 +29,15 @@ use pmi_shim::launcher::{Launcher, Offer, Rank};
 use pmi_shim::node::{Node, Stage};
 
 use self::apps::App;
-use self::output::{Kind, Tagged};
+use self::child::{Ends, Inherited, become_rank, fork};
+use self::input::{Input, Next};
+use self::output::{Kind, Read, Sink, Tagged};
 use self::topology::Topology;
-use crate::bridge::{Ending, Event, Events, alone, directories, host_name, letters, raise_limit, scrub};
+use crate::bridge::{Ending, Event, Events, alone, directories, host_name, letters, scrub};
 use crate::cli::{Cli, JobOptions};
 use crate::config::Config;
 use crate::environ::Environ;
-use crate::error::{Code, EXIT_REFUSED, Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::job::JobStep;
 use crate::rank::Request;
 
@@ -41,13 +45,17 @@ use crate::rank::Request;
 const EXIT_TIMEOUT: u8 = 124;
 /// How long what ranks have written is waited for when they have ended: something else may hold the pipe.
 const LAST_OUTPUT: Duration = Duration::from_millis(200);
+/// What ranks have left behind may itself leave something.
+const ORPHAN_ROUNDS: usize = 16;
 /// Passed on to every rank.
 const FORWARDED: [Signal; 6] =
     [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2];
 
-/// Numbers of what is watched: signals, standard input, then control sockets, then pipes.
+/// Numbers of what is watched: signals, standard input, rank 0's, our outputs, then control sockets, then pipes.
 const SIGNALS: u32 = 0;
 const STDIN: u32 = 1;
+const RANK_0: u32 = 2;
+const OUTPUTS: u32 = 3;
 const CONTROLS: u32 = 1 << 8;
 const PIPES: u32 = 1 << 20;
 
@@ -64,17 +72,20 @@ struct Child {
 struct Running {
     events: Events,
     signals: SignalFd,
-    /// The signals that were blocked when we came.
-    before: SigSet,
+    inherited: Inherited,
     children: BTreeMap<u32, Child>,
     /// How far those were that have ended and were not waited for.
     stages: BTreeMap<u32, Stage>,
     pipes: BTreeMap<u32, Tagged>,
-    /// Standard input, and rank 0's end of it, where it must be passed on.
-    input: Option<OwnedFd>,
+    /// Where what comes out of the pipes goes, and whether room is waited for there.
+    sinks: [(Sink, bool); 2],
+    /// To rank 0, where we must pass it on.
+    input: Option<Input>,
     ending: Ending,
     status: Option<u8>,
     interrupted: bool,
+    /// Nobody waits for the last output any more.
+    hurried: bool,
     began: Instant,
     limit: Option<Duration>,
 }
@@ -142,30 +153,31 @@ fn requests(apps: Vec<App>, mut environ: Environ, total: u32) -> Result<Vec<(u32
 impl Running {
     fn new(job: Job, options: &JobOptions) -> Result<Running> {
         let failed = |e: std::io::Error| Error::step("getting ready to start ranks", e);
-        raise_limit();
-        let events = Events::new(Node::alone(job, directories())).map_err(failed)?;
         let mut mask = SigSet::empty();
         mask.extend(FORWARDED.into_iter().chain([Signal::SIGCHLD, Signal::SIGTSTP, Signal::SIGCONT]));
         let mut blocked = mask;
         // A rank that does not read, or a reader of ours that is gone, is no reason to die.
         blocked.add(Signal::SIGPIPE);
-        let mut before = SigSet::empty();
-        sigprocmask(SigmaskHow::SIG_BLOCK, Some(&blocked), Some(&mut before))
-            .map_err(|e| failed(e.into()))?;
+        let inherited = Inherited::take(&blocked).map_err(|e| failed(e.into()))?;
+        // What ranks leave behind becomes ours, and is found when the job has to end.
+        nix::sys::prctl::set_child_subreaper(true).map_err(|e| failed(e.into()))?;
+        let events = Events::new(Node::alone(job, directories())).map_err(failed)?;
         let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
             .map_err(|e| failed(e.into()))?;
         events.watch(signals.as_fd(), SIGNALS).map_err(|e| failed(e.into()))?;
         Ok(Running {
             events,
             signals,
-            before,
+            inherited,
             children: BTreeMap::new(),
             stages: BTreeMap::new(),
             pipes: BTreeMap::new(),
+            sinks: [Kind::Out, Kind::Err].map(|kind| (Sink::new(kind), false)),
             input: None,
             ending: Ending::default(),
             status: None,
             interrupted: false,
+            hurried: false,
             began: Instant::now(),
             limit: options.timeout.map(Duration::from_secs),
         })
@@ -206,7 +218,7 @@ impl Running {
                     let job = JobStep { rank: place, daemon, outer: None };
                     drop(held);
                     let ends = Ends { lifeline, door: its, input, outputs };
-                    become_rank(request, job, ends, processors.as_deref(), &self.before)
+                    become_rank(request, job, ends, processors.as_deref(), &self.inherited)
                 }
                 ForkResult::Parent { child } => {
                     // Both sides do it: whoever comes first, it is done before anything is sent to the group.
@@ -238,22 +250,20 @@ impl Running {
         Ok(out)
     }
 
-    /// What a rank reads: rank 0 what we would, the others nothing; none: as it is. A terminal is read by us and
-    /// passed on: a process group in the background must not read it.
+    /// What a rank reads: rank 0 what we would, the others nothing; none: as it is.
     fn input_of(&mut self, rank: u32) -> Result<Option<OwnedFd>> {
         let failed = |e: std::io::Error| Error::step("arranging the ranks' standard input", e);
         if rank > 0 {
             return Ok(Some(std::fs::File::open("/dev/null").map_err(failed)?.into()));
         }
-        let stdin = std::io::stdin();
-        if !std::io::IsTerminal::is_terminal(&stdin) {
+        if !Input::is_needed() {
             return Ok(None);
         }
-        let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|e| failed(e.into()))?;
-        if nix::unistd::tcgetpgrp(&stdin) == Ok(nix::unistd::getpgrp()) {
-            self.events.watch(stdin.as_fd(), STDIN).map_err(|e| failed(e.into()))?;
-            self.input = Some(write);
+        let (input, read) = Input::new().map_err(|e| failed(e.into()))?;
+        if input.is_some() {
+            self.events.watch(std::io::stdin().as_fd(), STDIN).map_err(|e| failed(e.into()))?;
         }
+        self.input = input;
         Ok(Some(read))
     }
 
@@ -284,14 +294,36 @@ impl Running {
                 self.signal(Signal::SIGCONT);
             }
         }
-        let end = Instant::now() + LAST_OUTPUT;
-        while !self.pipes.is_empty() && Instant::now() < end {
-            let left = end.saturating_duration_since(Instant::now());
-            for event in self.events.wait(Some(left)).unwrap_or_default() {
+        if self.ending.has_begun() {
+            end_orphans();
+        }
+        self.last_output();
+        Ok(self.status.unwrap_or(0))
+    }
+
+    /// What ranks have written before their end is passed on, however long its reader takes. Who else holds a pipe
+    /// of theirs is not waited for.
+    fn last_output(&mut self) {
+        let mut quiet = Instant::now();
+        loop {
+            let mut some = false;
+            let numbers: Vec<u32> = self.pipes.keys().copied().collect();
+            for number in numbers {
+                some |= self.pump(number);
+            }
+            if some {
+                quiet = Instant::now();
+            }
+            let is_held = self.sinks.iter().any(|(sink, _)| sink.is_holding());
+            let is_over = self.pipes.is_empty() || quiet.elapsed() >= LAST_OUTPUT;
+            if self.hurried || !is_held && is_over {
+                return;
+            }
+            let wait = if is_over { None } else { Some(LAST_OUTPUT.saturating_sub(quiet.elapsed())) };
+            for event in self.events.wait(wait).unwrap_or_default() {
                 self.handle(event);
             }
         }
-        Ok(self.status.unwrap_or(0))
     }
 
     /// The job ends with this status, if nothing has decided it before.
@@ -316,26 +348,72 @@ impl Running {
     fn handle(&mut self, event: Event) {
         match event {
             Event::Ready(SIGNALS) => self.signals(),
-            Event::Ready(STDIN) => self.pass_input_on(),
-            Event::Ready(number) if number >= PIPES => {
-                let over = self.pipes.get_mut(&number).is_some_and(|pipe| !pipe.pump());
-                if over && let Some(pipe) = self.pipes.remove(&number) {
-                    self.events.unwatch(pipe.pipe());
-                }
-            }
+            Event::Ready(number @ (STDIN | RANK_0)) => self.pass_input_on(number),
+            Event::Ready(number @ OUTPUTS..CONTROLS) => self.flush((number - OUTPUTS) as usize),
+            Event::Ready(number) if number >= PIPES => drop(self.pump(number)),
             Event::Ready(control) => self.letter(control - CONTROLS),
             Event::Welcome(rank) => self.welcome(rank),
             // Its status tells more: it is waited for.
             Event::Ended(rank, stage) => drop(self.stages.insert(rank, stage)),
             Event::Abort { rank, status, message } => {
-                let status = u8::try_from(status & 0xff).ok().filter(|s| *s != 0).unwrap_or(1);
                 let mut why = format!("rank {rank} called MPI_Abort with status {status}");
-                if !message.trim().is_empty() {
-                    let _ = write!(why, ": {}", message.trim());
+                let message = message.trim();
+                // Open MPI says that there is nothing to say, MPICH what stands here already.
+                if !message.is_empty() && message != "N/A" && !message.contains("MPI_Abort") {
+                    let _ = write!(why, ": {message}");
                 }
-                self.end(status, &why);
+                self.end(u8::try_from(status & 0xff).ok().filter(|s| *s != 0).unwrap_or(1), &why);
             }
             Event::Fail(why) => self.end(1, &why),
+        }
+    }
+
+    /// Reads from a rank's pipe, unless its reader has too much to do; answers whether there was something.
+    fn pump(&mut self, number: u32) -> bool {
+        let Some(pipe) = self.pipes.get_mut(&number) else { return false };
+        let place = pipe.kind() as usize;
+        if self.sinks[place].0.is_full() {
+            return false;
+        }
+        let read = pipe.pump(&mut self.sinks[place].0);
+        if read == Read::End
+            && let Some(pipe) = self.pipes.remove(&number)
+        {
+            self.events.unwatch(pipe.pipe());
+        }
+        self.flush(place);
+        read == Read::Some
+    }
+
+    /// Writes what the reader of one of our streams takes, and waits for the rest there alone: a stream that is full
+    /// is not read for.
+    fn flush(&mut self, place: usize) {
+        let was_full = self.sinks[place].0.is_full();
+        let (sink, is_watched) = &mut self.sinks[place];
+        sink.flush();
+        if sink.is_holding() != *is_watched {
+            let number = OUTPUTS + place as u32;
+            match *is_watched {
+                true => sink.with_fd(|fd| self.events.unwatch(fd)),
+                // A file cannot be waited for, and takes everything at once.
+                false => drop(sink.with_fd(|fd| self.events.watch_for_room(fd, number))),
+            }
+            *is_watched = !*is_watched;
+        }
+        let is_full = sink.is_full();
+        if was_full != is_full || is_full {
+            self.read_or_not(place, !is_full);
+        }
+    }
+
+    /// Whether ranks' pipes of this kind are read from.
+    fn read_or_not(&self, place: usize, read: bool) {
+        for (number, pipe) in self.pipes.iter().filter(|(_, pipe)| pipe.kind() as usize == place) {
+            match read {
+                // Watched already: so be it.
+                true => drop(self.events.watch(pipe.pipe(), *number)),
+                false => self.events.unwatch(pipe.pipe()),
+            }
         }
     }
 
@@ -351,9 +429,13 @@ impl Running {
                     // Who asks twice means it.
                     self.end(128 + signal as u8, "");
                     self.signal(Signal::SIGKILL);
+                    self.hurried = true;
                 }
                 Ok(signal) => {
-                    self.interrupted |= matches!(signal, Signal::SIGINT | Signal::SIGTERM);
+                    let is_request = matches!(signal, Signal::SIGINT | Signal::SIGTERM);
+                    self.interrupted |= is_request;
+                    // Where no rank is left there is only its output to wait for.
+                    self.hurried |= is_request && self.children.is_empty();
                     self.signal(signal);
                 }
                 Err(_) => {}
@@ -361,7 +443,7 @@ impl Running {
         }
     }
 
-    /// Waits for every child that has ended.
+    /// Waits for every child that has ended: ranks, and what they have left behind.
     fn reap(&mut self) {
         // Looked at first, so that the number stays its own while its process group is ended.
         let peek = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
@@ -384,24 +466,34 @@ impl Running {
         if let Some(control) = &child.control {
             self.events.unwatch(control.as_fd());
         }
-        let (code, why) = match status {
+        let mut says_why = false;
+        let (code, mut why) = match status {
             WaitStatus::Signaled(_, signal, _) => (
                 128 + signal as u8,
                 format!("rank {rank} was killed by {} ({})", signal.as_str(), signal as i32),
             ),
-            // The rank has said why.
             WaitStatus::Exited(_, code @ 1..) => {
+                says_why = true;
                 (code as u8, format!("rank {rank} ended with status {code}"))
             }
             _ if stage == Stage::Active => (1, format!("rank {rank} ended without MPI_Finalize")),
-            _ => return,
+            _ => {
+                if self.ending.has_begun() {
+                    let _ = killpg(child.pid, Signal::SIGKILL);
+                }
+                return;
+            }
         };
         let _ = killpg(child.pid, Signal::SIGKILL);
-        let why = if self.interrupted || self.children.is_empty() {
-            String::new()
-        } else {
-            why + ": the job is ended"
-        };
+        match self.children.is_empty() {
+            // Its own words and status are all there is to know.
+            true if says_why => why.clear(),
+            true => {}
+            false => why.push_str(": the job is ended"),
+        }
+        if self.interrupted {
+            why.clear();
+        }
         self.end(code, &why);
     }
 
@@ -430,76 +522,43 @@ impl Running {
         }
     }
 
-    fn pass_input_on(&mut self) {
-        let mut bytes = [0; 4096];
+    /// Something was typed, or rank 0 takes more of it: only one of both is waited for.
+    fn pass_input_on(&mut self, number: u32) {
+        let Some(input) = &mut self.input else { return };
+        let next = if number == STDIN { input.read() } else { input.pass_on() };
         let stdin = std::io::stdin();
-        let count = nix::unistd::read(&stdin, &mut bytes).unwrap_or(0);
-        let written = match &self.input {
-            Some(pipe) if count > 0 => nix::unistd::write(pipe, &bytes[..count]).is_ok(),
-            _ => false,
-        };
-        if !written {
-            self.events.unwatch(stdin.as_fd());
-            self.input = None;
+        match (number, next) {
+            (STDIN, Next::Typed) | (RANK_0, Next::Room) => {}
+            (STDIN, Next::Room) => {
+                self.events.unwatch(stdin.as_fd());
+                let _ = self.events.watch_for_room(input.pipe(), RANK_0);
+            }
+            (_, Next::Typed) => {
+                self.events.unwatch(input.pipe());
+                let _ = self.events.watch(stdin.as_fd(), STDIN);
+            }
+            (_, Next::Room | Next::Over) => {
+                self.events.unwatch(stdin.as_fd());
+                self.events.unwatch(input.pipe());
+                self.input = None;
+            }
         }
     }
 }
 
-#[allow(unsafe_code)]
-fn fork() -> nix::Result<ForkResult> {
-    // SAFETY: this process has one thread, so the child may go on like any program.
-    unsafe { nix::unistd::fork() }
-}
-
-/// A rank's ends of what connects it with us.
-struct Ends {
-    lifeline: OwnedFd,
-    door: OwnedFd,
-    input: Option<OwnedFd>,
-    outputs: [Option<OwnedFd>; 2],
-}
-
-/// In the child: never returns.
-fn become_rank(
-    request: &Request,
-    job: JobStep,
-    ends: Ends,
-    processors: Option<&[usize]>,
-    mask: &SigSet,
-) -> ! {
-    let Ends { lifeline, door, input, outputs: [out, err] } = ends;
-    // Whatever becomes of this process, it does not outlive the job.
-    if crate::bridge::die_with(&lifeline).is_err() {
-        crate::bridge::exit_now(EXIT_REFUSED.into());
+/// Ends what ranks have left behind when the job has to end: it has become ours (prctl(2), PR_SET_CHILD_SUBREAPER).
+fn end_orphans() {
+    let me = std::process::id();
+    for _ in 0..ORPHAN_ROUNDS {
+        let text = std::fs::read_to_string(format!("/proc/{me}/task/{me}/children")).unwrap_or_default();
+        let children: Vec<Pid> =
+            text.split_whitespace().filter_map(|n| n.parse().ok()).map(Pid::from_raw).collect();
+        if children.is_empty() {
+            return;
+        }
+        for child in children {
+            let _ = nix::sys::signal::kill(child, Signal::SIGKILL);
+            let _ = waitpid(child, None);
+        }
     }
-    std::mem::forget(lifeline);
-    let _ = nix::unistd::setpgid(Pid::from_raw(0), Pid::from_raw(0));
-    let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(mask), None);
-    let place = |fd: Option<OwnedFd>, at: BorrowedFd| {
-        if let Some(fd) = fd {
-            let _ = crate::bridge::replace(&fd, at.as_raw_fd());
-        }
-    };
-    place(input, std::io::stdin().as_fd());
-    place(out, std::io::stdout().as_fd());
-    place(err, std::io::stderr().as_fd());
-    if let Some(processors) = processors {
-        let mut set = CpuSet::new();
-        for cpu in processors {
-            let _ = set.set(*cpu);
-        }
-        let _ = nix::sched::sched_setaffinity(Pid::from_raw(0), &set);
-    }
-    let rank = job.rank.rank.unwrap_or_default().to_string();
-    let mut request = request.for_rank(job, door);
-    request.environ.set("HPC_LAUNCH_RANK", rank);
-    let status = match request.run() {
-        Ok(never) => match never {},
-        Err(e) => {
-            crate::report_once(request.job.as_ref(), &e);
-            e.code.exit()
-        }
-    };
-    // Nothing of the parent's is to be undone here.
-    crate::bridge::exit_now(status.into())
 }

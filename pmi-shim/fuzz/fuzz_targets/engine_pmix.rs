@@ -37,6 +37,7 @@ impl Server {
                     }
                 }
                 Effect::Abort { message, .. } => self.out += message.len(),
+                Effect::Leaves(_, paths) => self.out += paths.iter().map(String::len).sum::<usize>(),
                 Effect::Name(asker, ask) => {
                     for (asker, answer) in self.names.ask("job", asker, ask) {
                         let effects = self.engine.named(asker, &answer);

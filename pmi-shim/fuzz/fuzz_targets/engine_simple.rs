@@ -34,6 +34,7 @@ impl Server {
                 Effect::Send(_, bytes) | Effect::Finalize(_, bytes) => self.said(&bytes),
                 Effect::Enter { good, bad, .. } => [good, bad].iter().for_each(|bytes| self.said(bytes)),
                 Effect::Abort { message, .. } => self.out += message.len(),
+                Effect::Leaves(..) => panic!("there is no such request"),
                 Effect::Name(asker, ask) => {
                     for (asker, answer) in self.names.ask("job", asker, ask) {
                         let effects = self.engine.named(asker, &answer);

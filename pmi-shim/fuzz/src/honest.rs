@@ -124,7 +124,7 @@ impl Honest {
                         self.carry_out(effects, out);
                     }
                 }
-                Effect::Abort { .. } | Effect::Broken(..) => {}
+                Effect::Abort { .. } | Effect::Leaves(..) | Effect::Broken(..) => {}
             }
         }
     }

@@ -144,6 +144,8 @@ impl Noded {
                     }
                 }
                 Do::Connect(_, text) | Do::Abort { message: text, .. } => self.out += text.len(),
+                Do::Remove(paths) => self.out += paths.iter().map(String::len).sum::<usize>(),
+                Do::Say(text) => self.out += text.len(),
                 Do::Close(_) => {}
                 Do::Welcome(rank) => self.welcome.push(rank),
                 Do::Fail(why) => {

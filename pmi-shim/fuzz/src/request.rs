@@ -19,6 +19,7 @@ const WORDS: &[&str] = &[
     "pmix.wait",
     "pmix.timeout",
     "pmix.range",
+    "pmix.reg.cleanup",
     "\u{fffd}\0",
 ];
 /// Number types.
@@ -150,6 +151,7 @@ enum Kind {
     Disconnect(Vec<Who>),
     Construct(Word, Vec<Who>, Vec<Pair>),
     Destruct(Word, Vec<Who>),
+    Control(Vec<Pair>),
     Granted,
     Silent,
     Other,
@@ -188,6 +190,7 @@ pub fn request(nspace: &str, bytes: &[u8]) -> Request {
             Request::GroupConstruct { group: group.text(), procs: procs(all), infos: infos(pairs) }
         }
         Kind::Destruct(group, all) => Request::GroupDestruct { group: group.text(), procs: procs(all) },
+        Kind::Control(pairs) => Request::Control { infos: infos(pairs) },
         Kind::Granted => Request::Granted,
         Kind::Silent => Request::Silent,
         Kind::Other => Request::Other(15),

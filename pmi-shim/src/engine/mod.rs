@@ -3,6 +3,7 @@
 //! [`simple`] speaks PMI-1 and PMI-2, [`pmix`] speaks PMIx. Both know one node's ranks; what concerns other
 //! nodes they leave to whoever carries the effects out ([`crate::node`]).
 
+pub mod groups;
 pub mod names;
 pub mod pmix;
 pub mod simple;
@@ -62,6 +63,8 @@ pub enum Effect {
         /// Why.
         message: String,
     },
+    /// Files that a rank leaves when it cannot remove them itself.
+    Leaves(Peer, Vec<String>),
     /// Something for the service of names.
     Name(names::Asker, names::Ask),
     /// The connection is of no more use: the rank broke the protocol, and why.

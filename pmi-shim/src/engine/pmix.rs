@@ -5,6 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use super::groups::{self, Groups};
 use super::names::{Answer, Ask, Asker};
 use super::{Effect, Link, Participants, Peer};
 use crate::job::Job;
@@ -52,6 +53,7 @@ pub struct Pmix {
     waiting: Vec<Waiting>,
     /// Requests whose answers come from the service of names, by their tags.
     asked: HashSet<Asker>,
+    groups: Groups,
 }
 
 /// What a rank committed for other nodes.
@@ -67,6 +69,7 @@ impl Pmix {
             size: 0,
             waiting: Vec::new(),
             asked: HashSet::new(),
+            groups: Groups::default(),
         }
     }
 
@@ -84,6 +87,11 @@ impl Pmix {
             return Err((status::INVALID_CRED, what));
         }
         Ok(())
+    }
+
+    /// It has come in by this connection.
+    pub fn admitted(&mut self, link: Link, hello: &Hello) {
+        self.groups.admitted(link, &hello.version);
     }
 
     /// One request, by its tag.
@@ -140,12 +148,24 @@ impl Pmix {
                 self.ask(peer, tag, Ask::Lookup { keys, wait })
             }
             Request::Unpublish { keys } => self.ask(peer, tag, Ask::Unpublish(keys)),
+            Request::Control { infos } => {
+                let paths = command::texts(&infos, command::CLEANUP);
+                if paths.is_empty() {
+                    return send(with(status::NOT_SUPPORTED));
+                }
+                let mut effects = send(with(status::SUCCESS).size(0));
+                effects.push(Effect::Leaves(peer, paths));
+                effects
+            }
             Request::Granted => send(with(status::SUCCESS)),
             Request::Silent => Vec::new(),
-            Request::Spawn | Request::GroupConstruct { .. } | Request::GroupDestruct { .. } => {
-                send(with(status::NOT_SUPPORTED))
+            Request::GroupConstruct { group, procs, infos } => {
+                self.construct(job, peer, tag, &group, &procs, &infos)
             }
-            Request::Other(_) => send(with(status::NOT_SUPPORTED)),
+            Request::GroupDestruct { group, procs } => {
+                self.enter(job, peer, tag, &format!("end of group {group}"), &procs, Writer::new())
+            }
+            Request::Spawn | Request::Other(_) => send(with(status::NOT_SUPPORTED)),
         }
     }
 
@@ -212,6 +232,11 @@ impl Pmix {
         let known = |rank: u32| key.as_ref().is_none_or(|key| self.has(rank, key));
         if proc.nspace != self.nspace || proc.rank == RANK_WILDCARD {
             return not_found();
+        }
+        if let Some(kval) = key.as_deref().and_then(|key| self.groups.find(proc.rank, key, infos)) {
+            let shown = Writer::new().procs(std::slice::from_ref(proc)).raw(&kval).into_bytes();
+            let answer = Writer::new().status(status::SUCCESS).bytes(&shown);
+            return vec![Effect::Send(peer.link, reply(tag, answer))];
         }
         if key.as_ref().is_some_and(|key| key.starts_with("pmix.")) && !known(proc.rank) {
             // The launcher's to say: it is known by now, or nothing is.
@@ -308,6 +333,57 @@ impl Pmix {
         vec![Effect::Enter { peer, others, good, bad }]
     }
 
+    /// A group is a fence of its members under its name; the number of a good reply is put in when all are there.
+    fn construct(
+        &mut self,
+        job: &Job,
+        peer: Peer,
+        tag: u32,
+        group: &str,
+        procs: &[Proc],
+        infos: &[Info],
+    ) -> Vec<Effect> {
+        // Newer clients may leave it to others who the members are.
+        if procs.is_empty() {
+            return vec![Effect::Send(peer.link, reply(tag, Writer::new().status(status::NOT_SUPPORTED)))];
+        }
+        let is_wild = procs.iter().any(|p| p.rank == RANK_WILDCARD);
+        let mut ranks: Vec<u32> =
+            if is_wild { (0..job.size()).collect() } else { procs.iter().map(|p| p.rank).collect() };
+        ranks.sort_unstable();
+        ranks.dedup();
+        let members: Vec<Proc> =
+            ranks.into_iter().map(|rank| Proc { nspace: self.nspace.clone(), rank }).collect();
+        let more = self.groups.reply(peer.link, &members);
+        let effects = self.enter(job, peer, tag, &groups::operation(group), procs, more);
+        if let [Effect::Enter { others, .. }] = &effects[..] {
+            self.size += self.groups.leave(others, (peer.rank, peer.link), infos);
+            if self.size > MAX_STORE {
+                let why = format!("what the ranks have put is more than {MAX_STORE} bytes");
+                return vec![Effect::Broken(peer.link, why)];
+            }
+        }
+        effects
+    }
+
+    /// What the members here have left for a group that is complete here, for other nodes.
+    pub fn take_left(&mut self, others: &Participants) -> Vec<Committed> {
+        self.groups.take_left(others)
+    }
+
+    /// A group is complete: its number goes into its members' replies. `node`: it is on this one only; `left`: what
+    /// its members have left for each other.
+    pub fn constructed(
+        &mut self,
+        node: Option<u32>,
+        left: &[Committed],
+        replies: &mut [(Link, Vec<u8>)],
+    ) -> Result<(), String> {
+        let number = self.groups.next(node);
+        replies.iter_mut().for_each(|(_, reply)| groups::number(reply, number));
+        self.groups.share(number, left).map_err(|e| e.0)
+    }
+
     fn ask(&mut self, peer: Peer, tag: u32, ask: Ask) -> Vec<Effect> {
         let asker = Asker { peer, ticket: tag };
         self.asked.insert(asker);
@@ -333,6 +409,7 @@ impl Pmix {
     pub fn closed(&mut self, link: Link) {
         self.waiting.retain(|w| w.peer.link != link);
         self.asked.retain(|asker| asker.peer.link != link);
+        self.groups.closed(link);
     }
 }
 
@@ -470,6 +547,17 @@ mod tests {
         assert_eq!(fence(&[0, 7], "job"), Err(status::BAD_PARAM));
         assert_eq!(fence(&[0, 7, 8], "job"), Err(status::BAD_PARAM), "as many as there are, but others");
         assert_eq!(fence(&[RANK_WILDCARD], "other"), Err(status::NOT_SUPPORTED));
+    }
+
+    #[test]
+    fn files_that_a_rank_would_leave() {
+        let mut e = Pmix::new("job", None);
+        let infos = vec![Info::new(command::CLEANUP, Value::string("/dev/shm/a"))];
+        let effects = e.handle(&job(), peer(1), 3, &Request::Control { infos }.pack(0));
+        assert_eq!(effects[1], Effect::Leaves(peer(1), vec!["/dev/shm/a".into()]));
+        assert_eq!(Reader::new(&replies(&effects[..1])[0].2).status(), Ok(status::SUCCESS));
+        let effects = e.handle(&job(), peer(1), 3, &Request::Control { infos: Vec::new() }.pack(0));
+        assert_eq!(Reader::new(&replies(&effects)[0].2).status(), Ok(status::NOT_SUPPORTED));
     }
 
     #[test]

@@ -89,16 +89,17 @@ impl Simple {
         };
         let effects = match frame {
             Frame::Line(_) => self.one(job, peer, &request),
-            Frame::Block(_) => Ok(vec![
-                self.answer(
-                    peer,
-                    &request,
-                    // An MPI error for the program, and nothing worse.
-                    Message::new("spawn_result")
-                        .with("rc", -1)
-                        .with("msg", "this launcher starts no further processes"),
-                ),
-            ]),
+            // One of several programs, each in a block: they are answered together (simple_pmi.c, PMI_Spawn_multiple).
+            Frame::Block(_) if request.number::<u32>("spawnssofar") < request.number("totspawns") => {
+                Ok(Vec::new())
+            }
+            Frame::Block(_) => {
+                // An MPI error for the program, and nothing worse.
+                let answer = Message::new("spawn_result")
+                    .with("rc", -1)
+                    .with("msg", "this launcher starts no further processes");
+                Ok(vec![self.answer(peer, &request, answer)])
+            }
             Frame::Two(_) => self.two(job, peer, &request),
         };
         effects.unwrap_or_else(|why| vec![Effect::Broken(peer.link, why)])
@@ -468,6 +469,10 @@ mod tests {
         assert!(matches!(&abort[..], [Effect::Abort { status: 7, .. }]));
         let spawn = sent(e.handle(&job(), peer(0), &Frame::Block("mcmd=spawn\nnprocs=1\n".into())));
         assert!(spawn.starts_with("cmd=spawn_result rc=-1 msg=this_launcher"), "{spawn}");
+        let block =
+            |n| Frame::Block(format!("mcmd=spawn\nnprocs=1\ntotspawns=2\nspawnssofar={n}\n").into_bytes());
+        assert_eq!(e.handle(&job(), peer(0), &block(1)), [], "the second is to come");
+        assert!(sent(e.handle(&job(), peer(0), &block(2))).starts_with("cmd=spawn_result rc=-1"));
         assert!(one(&mut e, 0, "cmd=dance").contains("Broken"));
     }
 

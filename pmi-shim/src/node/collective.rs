@@ -22,9 +22,9 @@ struct Collective {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Complete {
     /// All are on this node: these are their replies.
-    Here(Vec<(Link, Vec<u8>)>),
+    Here(Participants, Vec<(Link, Vec<u8>)>),
     /// The other nodes are to be waited for.
-    Spanning,
+    Spanning(Participants),
 }
 
 /// All that are under way.
@@ -81,10 +81,17 @@ impl Collectives {
         let index = self.done.iter().position(|c| !c.spans || self.spanning.is_none())?;
         let collective = self.done.remove(index)?;
         if !collective.spans {
-            return Some(Complete::Here(replies(collective)));
+            let others = collective.others.clone();
+            return Some(Complete::Here(others, replies(collective)));
         }
+        let others = collective.others.clone();
         self.spanning = Some(collective);
-        Some(Complete::Spanning)
+        Some(Complete::Spanning(others))
+    }
+
+    /// The one that waits for the other nodes.
+    pub fn waits(&self) -> Option<&Participants> {
+        self.spanning.as_ref().map(|c| &c.others)
     }
 
     /// The other nodes have come: replies.
@@ -108,10 +115,14 @@ pub struct Part {
     pub puts: Vec<(String, String)>,
     /// What its ranks have committed by PMIx.
     pub committed: Vec<Committed>,
+    /// What its ranks wait for: on all nodes the same. Empty at the first gathering.
+    pub operation: String,
+    /// What its ranks have left for the other members of the group that they make.
+    pub left: Vec<Committed>,
 }
 
 /// The layout's version.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 impl Part {
     /// As bytes.
@@ -122,6 +133,8 @@ impl Part {
         let w = self.puts.iter().fold(w, |w, (key, value)| w.string(key).string(value));
         let w = w.size(self.committed.len());
         let w = self.committed.iter().fold(w, |w, (rank, kvals)| w.rank(*rank).bytes(kvals));
+        let w = w.string(&self.operation).size(self.left.len());
+        let w = self.left.iter().fold(w, |w, (rank, infos)| w.rank(*rank).bytes(infos));
         w.into_bytes()
     }
 
@@ -135,10 +148,14 @@ impl Part {
         let host = r.string()?;
         let appnums = (0..r.size()?).map(|_| Ok((r.number()?, r.number()?))).collect::<Result<_, _>>()?;
         let puts = (0..r.size()?).map(|_| Ok((r.string()?, r.string()?))).collect::<Result<_, _>>()?;
-        let committed =
-            (0..r.size()?).map(|_| Ok((r.number()?, r.bytes()?.to_vec()))).collect::<Result<_, _>>()?;
-        Ok(Part { host, appnums, puts, committed })
+        let committed = of_ranks(&mut r)?;
+        let operation = r.string()?;
+        Ok(Part { host, appnums, puts, committed, operation, left: of_ranks(&mut r)? })
     }
+}
+
+fn of_ranks(r: &mut Reader) -> Result<Vec<Committed>, Malformed> {
+    (0..r.size()?).map(|_| Ok((r.number()?, r.bytes()?.to_vec()))).collect()
 }
 
 #[cfg(test)]
@@ -174,11 +191,11 @@ mod tests {
         enter(&mut c, &job, 0, &pair);
         assert_eq!(c.ready(), None);
         enter(&mut c, &job, 1, &pair);
-        assert_eq!(c.ready(), Some(Complete::Here(vec![(0, vec![0]), (1, vec![1])])));
+        assert_eq!(c.ready(), Some(Complete::Here(pair, vec![(0, vec![0]), (1, vec![1])])));
         // Rank 0 is in the next barrier before rank 2 is in this one.
         enter(&mut c, &job, 0, &all);
         enter(&mut c, &job, 2, &all);
-        assert!(matches!(c.ready(), Some(Complete::Here(replies)) if replies.len() == 3));
+        assert!(matches!(c.ready(), Some(Complete::Here(_, replies)) if replies.len() == 3));
         assert_eq!(c.ready(), None);
     }
 
@@ -188,9 +205,10 @@ mod tests {
         let all = Participants::all("barrier");
         enter(&mut c, &job, 0, &all);
         enter(&mut c, &job, 0, &all);
-        assert_eq!((c.ready(), c.ready()), (Some(Complete::Spanning), None));
+        assert_eq!((c.ready(), c.ready()), (Some(Complete::Spanning(all.clone())), None));
+        assert_eq!(c.waits(), Some(&all));
         assert_eq!(c.spanned(), [(0, vec![0])]);
-        assert_eq!(c.ready(), Some(Complete::Spanning));
+        assert_eq!(c.ready(), Some(Complete::Spanning(all)));
         let some = Participants { ranks: Some(vec![0, 1]), name: "fence".into() };
         assert!(!enter(&mut c, &job, 0, &some), "no launcher has barriers of some ranks");
     }
@@ -202,7 +220,8 @@ mod tests {
             puts in prop::collection::vec(("[a-z]{1,5}", "[!-~]{0,20}"), 0..5),
             committed in prop::collection::vec((any::<u32>(), prop::collection::vec(any::<u8>(), 0..9)), 0..5),
         ) {
-            let part = Part { host, appnums: vec![(1, 2)], puts, committed };
+            let left = committed.clone();
+            let part = Part { host, appnums: vec![(1, 2)], puts, committed, operation: "barrier".into(), left };
             let bytes = part.pack();
             prop_assert_eq!(Part::unpack(&bytes).unwrap(), part);
             for end in 0..bytes.len() {

@@ -9,9 +9,9 @@ use std::collections::{BTreeMap, HashMap};
 
 use self::collective::{Collectives, Complete, Part};
 use crate::engine::names::{Answer, Ask, Asker, Names};
-use crate::engine::pmix::Pmix;
+use crate::engine::pmix::{Committed, Pmix};
 use crate::engine::simple::Simple;
-use crate::engine::{Effect, Link, Peer};
+use crate::engine::{Effect, Link, Participants, Peer, groups};
 use crate::job::Job;
 use crate::pmix::handshake::Messages;
 use crate::pmix::job::Directories;
@@ -40,6 +40,11 @@ pub enum Do {
         /// What it said.
         message: String,
     },
+    /// Remove these files, as a rank has asked for when it was alive, if they are its user's and where MPI has its
+    /// shared memory.
+    Remove(Vec<String>),
+    /// Something that the user is to know.
+    Say(String),
     /// The job cannot go on, and why.
     Fail(String),
 }
@@ -69,6 +74,8 @@ struct Member {
     ended: bool,
     /// What it gets when the launcher knows that it has finished.
     finishing: Vec<(Link, Vec<u8>)>,
+    /// Files that it may leave.
+    leaves: Vec<String>,
 }
 
 /// What is at the other end of a connection.
@@ -102,6 +109,8 @@ pub struct Node {
     pmix: Option<Pmix>,
     names: Names,
     collectives: Collectives,
+    /// For the group that waits for other nodes: what its members have left for each other.
+    left: Vec<Committed>,
     out: Vec<Do>,
     failed: bool,
     gone: bool,
@@ -123,6 +132,7 @@ impl Node {
             pmix: None,
             names: Names::default(),
             collectives: Collectives::default(),
+            left: Vec::new(),
             out: Vec::new(),
             failed: false,
             gone: false,
@@ -145,6 +155,7 @@ impl Node {
             pmix,
             names: Names::default(),
             collectives: Collectives::default(),
+            left: Vec::new(),
             out: Vec::new(),
             failed: false,
             gone: false,
@@ -209,6 +220,7 @@ impl Node {
             welcome: false,
             ended: false,
             finishing: Vec::new(),
+            leaves: Vec::new(),
         };
         self.members.insert(rank, member);
         if let Some(link) = pmi {
@@ -311,6 +323,9 @@ impl Node {
         match judged {
             Ok(()) => {
                 self.out.push(Do::Send(link, hello.welcome()));
+                if let Some(pmix) = &mut self.pmix {
+                    pmix.admitted(link, &hello);
+                }
                 self.sessions.insert(link, Session::Pmix(hello.rank, messages));
                 self.pump(link);
             }
@@ -436,13 +451,23 @@ impl Node {
                 Effect::Enter { peer, others, good, bad } => {
                     let Some(job) = &self.job else { continue };
                     let may_span = self.uplink.is_some();
+                    let refusal = refusal(job, peer, &others);
                     match self.collectives.enter(job, may_span, peer, others, good, bad) {
                         Ok(()) => self.collect(),
-                        Err((link, bad)) => self.out.push(Do::Send(link, bad)),
+                        Err((link, bad)) => {
+                            self.out.extend(refusal.map(Do::Say));
+                            self.out.push(Do::Send(link, bad));
+                        }
                     }
                 }
                 Effect::Finalize(peer, reply) => self.finalize(peer, reply),
                 Effect::Abort { peer, status, message } => self.abort(peer.rank, status, message),
+                Effect::Leaves(peer, paths) => {
+                    if let Some(member) = self.members.get_mut(&peer.rank) {
+                        let room = MAX_LEAVES.saturating_sub(member.leaves.len());
+                        member.leaves.extend(paths.into_iter().take(room));
+                    }
+                }
                 Effect::Name(asker, ask) => self.name(asker, ask),
                 Effect::Broken(link, why) => {
                     let rank = match self.sessions.get(&link) {
@@ -519,12 +544,28 @@ impl Node {
     fn collect(&mut self) {
         while let Some(complete) = self.collectives.ready() {
             match complete {
-                Complete::Here(replies) => {
+                Complete::Here(others, mut replies) => {
+                    let node = self.job.as_ref().map(|job| job.node);
+                    if let (Some(_), Some(pmix)) = (groups::made(&others), &mut self.pmix) {
+                        let left = pmix.take_left(&others);
+                        if let Err(why) = pmix.constructed(node, &left, &mut replies) {
+                            return self.fail(why);
+                        }
+                    }
                     self.out.extend(replies.into_iter().map(|(link, good)| Do::Send(link, good)));
                 }
-                Complete::Spanning => {
+                Complete::Spanning(others) => {
                     let committed = self.pmix.as_mut().map(Pmix::take_fresh).unwrap_or_default();
-                    let part = Part { puts: self.simple.take_fresh(), committed, ..Part::default() };
+                    if let (Some(_), Some(pmix)) = (groups::made(&others), &mut self.pmix) {
+                        self.left = pmix.take_left(&others);
+                    }
+                    let part = Part {
+                        puts: self.simple.take_fresh(),
+                        committed,
+                        operation: others.name,
+                        left: self.left.clone(),
+                        ..Part::default()
+                    };
                     self.gather(&part);
                 }
             }
@@ -639,6 +680,17 @@ impl Node {
                 }
                 continue;
             }
+            // Ranks of different nodes that enter two operations in different order would be released from the wrong
+            // ones.
+            if self.collectives.waits().is_none_or(|others| others.name != part.operation) {
+                let ours = self.collectives.waits().map(|others| others.name.as_str()).unwrap_or_default();
+                return self.fail(format!(
+                    "the ranks of node {node} wait for {:?} while the ranks here wait for {ours:?}: operations of \
+                     all ranks are to be begun in the same order by each",
+                    part.operation
+                ));
+            }
+            self.left.extend(part.left);
             let learnt = self.simple.learn(part.puts).and_then(|()| match (&mut self.pmix, &self.job) {
                 (Some(pmix), Some(job)) => pmix.learn(job, part.committed),
                 _ => Ok(Vec::new()),
@@ -660,7 +712,13 @@ impl Node {
             return self.pump_all();
         }
         self.carry_out(effects);
-        let replies = self.collectives.spanned();
+        let is_group = self.collectives.waits().is_some_and(|others| groups::made(others).is_some());
+        let (mut replies, left) = (self.collectives.spanned(), std::mem::take(&mut self.left));
+        if let (true, Some(pmix)) = (is_group, &mut self.pmix)
+            && let Err(why) = pmix.constructed(None, &left, &mut replies)
+        {
+            return self.fail(why);
+        }
         self.out.extend(replies.into_iter().map(|(link, good)| Do::Send(link, good)));
         self.collect();
     }
@@ -716,10 +774,14 @@ impl Node {
     pub fn ended(&mut self, rank: u32) -> Stage {
         let Some(member) = self.members.get_mut(&rank) else { return Stage::Finished };
         member.ended = true;
-        let stage = member.stage;
-        match (member.host, stage) {
+        let (stage, host, is_ready) = (member.stage, member.host, member.ready);
+        let leaves = std::mem::take(&mut member.leaves);
+        if !leaves.is_empty() && stage != Stage::Finished {
+            self.out.push(Do::Remove(leaves));
+        }
+        match (host, stage) {
             // Known to the launcher only because we asked it something: it must not look like a loss.
-            (Some(_), Stage::Silent) if member.ready => {
+            (Some(_), Stage::Silent) if is_ready => {
                 let mut out = Vec::new();
                 if let Some(uplink) = &mut self.uplink {
                     uplink.finalize(rank, &mut out);
@@ -732,6 +794,15 @@ impl Node {
         }
         stage
     }
+}
+
+/// More files than any MPI has for a rank.
+const MAX_LEAVES: usize = 64;
+/// What is said of a group that this rank asks for if it cannot be: by one rank of the node.
+fn refusal(job: &Job, peer: Peer, others: &Participants) -> Option<String> {
+    let (group, ranks) = (groups::made(others)?, others.ranks.as_ref()?);
+    let first = ranks.iter().find(|rank| job.node_of.get(**rank as usize) == Some(&job.node));
+    (first == Some(&peer.rank)).then(|| groups::refusal(group, ranks))
 }
 
 /// Stands for a rank that is not known.

@@ -23,6 +23,7 @@ mod number {
     pub const REGISTER_EVENTS: u8 = 13;
     pub const DEREGISTER_EVENTS: u8 = 14;
     pub const LOG: u8 = 16;
+    pub const JOB_CONTROL: u8 = 18;
     pub const GROUP_CONSTRUCT: u8 = 24;
     pub const GROUP_DESTRUCT: u8 = 28;
 }
@@ -43,6 +44,8 @@ pub const COLLECT: &str = "pmix.collect";
 pub const IMMEDIATE: &str = "pmix.immediate";
 /// The directive by which a look-up waits until so many keys are there.
 pub const WAIT: &str = "pmix.wait";
+/// The directive that names a file to be removed when the process cannot do so itself.
+pub const CLEANUP: &str = "pmix.reg.cleanup";
 /// The directive that limits a wait, in seconds.
 pub const TIMEOUT: &str = "pmix.timeout";
 
@@ -123,6 +126,11 @@ pub enum Request {
         /// Who takes part.
         procs: Vec<Proc>,
     },
+    /// Something is to be done with the job, or at its end.
+    Control {
+        /// What.
+        infos: Vec<Info>,
+    },
     /// Something that can be agreed to and is not acted on: events, logs.
     Granted,
     /// Something that wants no reply.
@@ -173,6 +181,11 @@ impl Request {
                 Request::GroupConstruct { group: r.string()?, procs: procs(&mut r)?, infos: r.infos()? }
             }
             number::GROUP_DESTRUCT => Request::GroupDestruct { group: r.string()?, procs: procs(&mut r)? },
+            number::JOB_CONTROL => {
+                // Of whom: what is asked for concerns who asks.
+                procs(&mut r)?;
+                Request::Control { infos: r.infos()? }
+            }
             number::NOTIFY | number::REGISTER_EVENTS | number::LOG => Request::Granted,
             number::DEREGISTER_EVENTS => Request::Silent,
             other => Request::Other(other),
@@ -212,6 +225,7 @@ impl Request {
             Request::GroupDestruct { group, procs } => {
                 with_procs(w.command(number::GROUP_DESTRUCT).string(group), procs).infos(&[])
             }
+            Request::Control { infos } => w.command(number::JOB_CONTROL).size(0).infos(infos),
             Request::Granted => w.command(number::REGISTER_EVENTS),
             Request::Silent => w.command(number::DEREGISTER_EVENTS),
             Request::Other(number) => w.command(*number),
@@ -246,6 +260,12 @@ pub fn is_set(infos: &[Info], key: &str) -> bool {
     infos.iter().any(|i| i.key == key && i.value.number() != Some(0))
 }
 
+/// The texts of every directive of this key.
+pub fn texts(infos: &[Info], key: &str) -> Vec<String> {
+    let of_key = infos.iter().filter(|i| i.key == key);
+    of_key.filter_map(|i| i.value.text()).map(str::to_owned).collect()
+}
+
 /// A directive's number.
 pub fn number_of(infos: &[Info], key: &str) -> Option<u64> {
     infos.iter().find(|i| i.key == key)?.value.number()
@@ -277,6 +297,7 @@ mod tests {
             Request::Disconnect { procs: procs.clone() },
             Request::GroupConstruct { group: group.clone(), procs: procs.clone(), infos: infos.clone() },
             Request::GroupDestruct { group, procs },
+            Request::Control { infos: infos.clone() },
             Request::Spawn,
             Request::Other(15),
         ] {

@@ -2,6 +2,9 @@
 
 use super::value::{Info, Proc, Value, kind};
 
+/// PMIX_INFO_QUALIFIER: what comes under a condition is found by who names the condition.
+const QUALIFIER: u32 = 8;
+
 /// A buffer that is being filled.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Writer(Vec<u8>);
@@ -107,6 +110,18 @@ impl Writer {
         self
     }
 
+    /// One KVAL that holds under a condition (PMIX_QUALIFIED_VALUE): an array of the value and its qualifier.
+    pub fn qualified(mut self, value: &Info, qualifier: &Info) -> Writer {
+        self = self.one();
+        self.put_string("pmix.qual.val");
+        self.put_kind(kind::DATA_ARRAY);
+        self.put_kind(kind::INFO);
+        self.put_size(2);
+        self.put_info(value);
+        self.put_directed(qualifier, QUALIFIER);
+        self
+    }
+
     /// PDATA: who published what.
     pub fn pdata(mut self, found: &[(Proc, Info)]) -> Writer {
         self.count(found.len());
@@ -150,9 +165,13 @@ impl Writer {
     }
 
     fn put_info(&mut self, info: &Info) {
+        self.put_directed(info, 0);
+    }
+
+    /// With INFO_DIRECTIVES.
+    fn put_directed(&mut self, info: &Info, directives: u32) {
         self.put_string(&info.key);
-        // INFO_DIRECTIVES: none.
-        self.0.extend_from_slice(&0u32.to_be_bytes());
+        self.0.extend_from_slice(&directives.to_be_bytes());
         self.put_typed(&info.value);
     }
 
