@@ -72,6 +72,8 @@ struct Member {
     /// Its program has been let start.
     welcome: bool,
     ended: bool,
+    /// It has ended while its connection to the launcher was being made.
+    leaving: bool,
     /// What it gets when the launcher knows that it has finished.
     finishing: Vec<(Link, Vec<u8>)>,
     /// Files that it may leave.
@@ -219,6 +221,7 @@ impl Node {
             ready: self.uplink.is_none(),
             welcome: false,
             ended: false,
+            leaving: false,
             finishing: Vec::new(),
             leaves: Vec::new(),
         };
@@ -627,6 +630,7 @@ impl Node {
                 Out::Started(rank) => self.started(rank),
                 Out::Gathered(parts) => self.gathered(parts),
                 Out::Finalized(rank) => self.finalized(rank),
+                Out::Left(rank) => self.left_launcher(rank),
                 Out::Named(asker, answer) => self.named(asker, &answer),
                 Out::Failed(why) => self.fail(why),
             }
@@ -735,9 +739,19 @@ impl Node {
         }
     }
 
-    /// Whether the launcher has not yet heard that a rank, of which it knows only by our asking, is finished.
+    fn left_launcher(&mut self, rank: u32) {
+        let Some(member) = self.members.get_mut(&rank) else { return };
+        member.leaving = false;
+        if let Some(link) = member.host {
+            self.sessions.remove(&link);
+            self.out.push(Do::Close(link));
+        }
+    }
+
+    /// Whether the launcher has not yet heard that a rank, of which it knows only by our asking, is finished, or
+    /// greets one that has ended.
     pub fn owes_launcher(&self) -> bool {
-        let owes = |m: &Member| m.ended && m.ready && m.stage == Stage::Silent;
+        let owes = |m: &Member| m.leaving || m.ended && m.ready && m.stage == Stage::Silent;
         let open = |m: &Member| m.host.is_some_and(|link| self.sessions.contains_key(&link));
         self.members.values().any(|m| owes(m) && open(m))
     }
@@ -789,7 +803,13 @@ impl Node {
                 self.uplinked(out);
             }
             // The launcher sees what it would see of a bare rank.
-            (Some(link), _) => self.out.push(Do::Close(link)),
+            (Some(link), _) => {
+                let stays = self.uplink.as_mut().is_some_and(|uplink| uplink.leave(rank));
+                match (stays, self.members.get_mut(&rank)) {
+                    (true, Some(member)) => member.leaving = true,
+                    _ => self.out.push(Do::Close(link)),
+                }
+            }
             (None, _) => {}
         }
         stage

@@ -35,6 +35,8 @@ pub enum Out {
     Gathered(Vec<(u32, Vec<u8>)>),
     /// The launcher knows that this rank has finished.
     Finalized(u32),
+    /// The connection of this rank, which has ended, may be closed now.
+    Left(u32),
     /// An answer of the service of names.
     Named(Asker, Answer),
     /// The launcher cannot be worked with, and why.
@@ -80,6 +82,14 @@ impl Uplink {
         match self {
             Uplink::Simple(client) => client.finalize(rank, out),
             Uplink::Pmix(client) => client.finalize(rank, out),
+        }
+    }
+
+    /// The rank's process has ended. Answers whether its connection must stay until [`Out::Left`].
+    pub fn leave(&mut self, rank: u32) -> bool {
+        match self {
+            Uplink::Simple(_) => false,
+            Uplink::Pmix(client) => client.leave(rank),
         }
     }
 

@@ -58,6 +58,8 @@ struct Connection {
     host: Host,
     messages: Messages,
     state: State,
+    /// Its rank has ended: it is to be closed when the server has greeted it.
+    leaving: bool,
     tag: u32,
     under_way: BTreeMap<u32, For>,
 }
@@ -104,8 +106,8 @@ impl Client {
 
     pub(super) fn join(&mut self, rank: u32, link: Link, host: Host) {
         let (messages, state) = (Messages::default(), State::New);
-        let connection =
-            Connection { link, host, messages, state, tag: FIRST_TAG, under_way: BTreeMap::new() };
+        let (leaving, under_way) = (false, BTreeMap::new());
+        let connection = Connection { link, host, messages, state, leaving, tag: FIRST_TAG, under_way };
         self.ranks.insert(link, rank);
         self.connections.insert(rank, connection);
     }
@@ -121,6 +123,14 @@ impl Client {
         let Identity { nspace, bfrops, uid, gid } = &self.identity;
         let hello = Hello::of_rank(nspace, rank, bfrops, *uid, *gid);
         out.push(Out::Send(connection.link, hello.encode()));
+    }
+
+    /// OpenPMIx 4.2's server, whose welcome finds nobody, keeps what it holds of that client, and its launcher
+    /// (Open MPI 4.1.4) then waits for ever in PMIx_server_finalize.
+    pub(super) fn leave(&mut self, rank: u32) -> bool {
+        let Some(connection) = self.connections.get_mut(&rank) else { return false };
+        connection.leaving = connection.state == State::Greeted;
+        connection.leaving
     }
 
     fn request(&mut self, rank: u32, what: For, request: &Request, out: &mut Vec<Out>) {
@@ -237,6 +247,9 @@ impl Client {
                     )));
                 }
             }
+            if connection.leaving {
+                return out.push(Out::Left(rank));
+            }
             if self.asking {
                 out.push(Out::Started(rank));
             } else {
@@ -317,5 +330,44 @@ impl Client {
             For::Abort => {}
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn client() -> Client {
+        let identity = Identity { nspace: "job".into(), bfrops: "v3".into(), uid: 1, gid: 1 };
+        let mut client = Client::new(identity);
+        client.join(4, 40, Host::At("127.0.0.1:9".into()));
+        client
+    }
+
+    #[test]
+    fn a_connection_that_is_being_greeted_outlives_its_rank() {
+        let mut out = Vec::new();
+        let mut client = client();
+        // Nobody knows of it yet.
+        assert!(!client.leave(4));
+        client.start(4, &mut out);
+        assert!(matches!(&out[..], [Out::Connect(40, _), Out::Send(40, _)]), "{out:?}");
+        assert!(client.leave(4));
+        let welcome = Hello::of_rank("job", 4, "v3", 1, 1).welcome();
+        out.clear();
+        client.receive(40, &welcome[..5], &mut out);
+        assert_eq!(out, []);
+        client.receive(40, &welcome[5..], &mut out);
+        assert_eq!(out, [Out::Left(4)]);
+        assert!(!client.leave(4));
+    }
+
+    #[test]
+    fn one_that_was_greeted_asks_for_the_job() {
+        let (mut out, mut client) = (Vec::new(), client());
+        client.start(4, &mut out);
+        client.receive(40, &Hello::of_rank("job", 4, "v3", 1, 1).welcome(), &mut out);
+        assert!(matches!(&out[2..], [Out::Send(40, _)]), "{out:?}");
+        assert!(!client.leave(4));
     }
 }
