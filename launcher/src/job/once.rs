@@ -1,7 +1,8 @@
 //! An error that all ranks of a node share is printed by one of them.
 //!
 //! The first rank to fail claims an abstract name made of the step and the message, prints, and stays
-//! until its siblings have come by with the same message or a moment has passed; they leave in silence.
+//! until its siblings have come by with the same message or a moment has passed; they leave in silence. On a node
+//! that is overloaded the moment is longer, while there are siblings that have not come so far.
 //! A launcher that ends the job at the first failure may kill it then: it has printed already.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -14,24 +15,30 @@ use nix::sys::socket::{
     sockopt,
 };
 
-use super::{JobStep, digest};
+use super::{JobStep, digest, siblings};
 
 /// Longer than launchers take to start a node's ranks one after the other.
 const LINGER: Duration = Duration::from_millis(700);
 
+/// The same for those that are seen to be on their way.
+const LINGER_FOR_SEEN: Duration = Duration::from_secs(5);
+
 /// How often somebody is asked who holds the name and does not answer, and the time between.
 const TRIES: u32 = 10;
 const PAUSE: Duration = Duration::from_millis(10);
+/// Between looks for those that are on their way.
+const A_MOMENT: Duration = Duration::from_millis(50);
 
 /// The claim to speak for the node.
 pub struct Speaker {
     listener: Option<OwnedFd>,
+    daemon: i32,
     expected: u32,
 }
 
 /// Asks to print `message` for all ranks of the step; `None`: somebody else does.
 pub fn speak(step: Option<&JobStep>, message: &str) -> Option<Speaker> {
-    let alone = Some(Speaker { listener: None, expected: 0 });
+    let alone = Some(Speaker { listener: None, daemon: 0, expected: 0 });
     let Some(step) = step else { return alone };
     let expected = step.rank.local_size.unwrap_or(u32::MAX).saturating_sub(1);
     if expected == 0 {
@@ -50,7 +57,7 @@ pub fn speak(step: Option<&JobStep>, message: &str) -> Option<Speaker> {
             if listen(&fd, Backlog::MAXCONN).is_err() {
                 return alone;
             }
-            return Some(Speaker { listener: Some(fd), expected });
+            return Some(Speaker { listener: Some(fd), daemon: step.daemon, expected });
         }
         // Whoever holds the name has printed, or is about to.
         match connect(fd.as_raw_fd(), &address).and_then(|()| getsockopt(&fd, sockopt::PeerCredentials)) {
@@ -67,14 +74,22 @@ impl Speaker {
     /// Waits for the siblings that would print the same.
     pub fn linger(self) {
         let Some(listener) = self.listener else { return };
-        let end = Instant::now() + LINGER;
-        for _ in 0..self.expected {
-            let left = end.saturating_duration_since(Instant::now());
+        // Those who say something else do not wait for us.
+        let _ = nix::sys::prctl::set_name(siblings::SAID);
+        let began = Instant::now();
+        let mut came = 0;
+        while came < self.expected {
             let mut fds = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
-            let timeout = u16::try_from(left.as_millis()).unwrap_or(u16::MAX);
-            if left.is_zero() || !matches!(poll(&mut fds, timeout), Ok(n) if n > 0) {
+            let left = LINGER.saturating_sub(began.elapsed()).max(A_MOMENT);
+            if !matches!(poll(&mut fds, u16::try_from(left.as_millis()).unwrap_or(u16::MAX)), Ok(n) if n > 0)
+            {
+                let waited = began.elapsed();
+                if waited < LINGER || waited < LINGER_FOR_SEEN && siblings::is_one_starting(self.daemon) {
+                    continue;
+                }
                 return;
             }
+            came += 1;
             if let Ok(peer) = accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC) {
                 let _ = nix::unistd::close(peer);
             }

@@ -5,6 +5,7 @@
 //! wrapper script does). Its descendants are the ranks. A rank whose root holds our mark is in the
 //! sandbox that we look for. proc(5): /proc/PID/task/TID/children, /proc/PID/environ, /proc/PID/root.
 
+use std::ffi::CStr;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
@@ -128,6 +129,21 @@ pub fn some_have_ended(step: &JobStep) -> bool {
     let before = children.iter().position(|pid| *pid == me).unwrap_or(children.len().saturating_sub(1));
     let living = children[..before].iter().filter(|pid| lives(**pid)).count();
     u32::try_from(living).is_ok_and(|living| living < rank)
+}
+
+/// The name by which a rank is seen to have failed and said why (at most 15 bytes).
+pub const SAID: &CStr = c"hpc-launch-said";
+
+/// Whether another child of the daemon is on its way to its program, or to a refusal.
+pub fn is_one_starting(daemon: i32) -> bool {
+    let program = |pid: &str| std::fs::metadata(format!("/proc/{pid}/exe")).map(|m| (m.dev(), m.ino()));
+    let (Ok(ours), me) = (program("self"), nix::unistd::getpid().as_raw()) else { return false };
+    let others = children(daemon).unwrap_or_default().into_iter().filter(|pid| *pid != me);
+    let has_said =
+        |pid: i32| read(&format!("/proc/{pid}/comm")).is_some_and(|name| name.starts_with(SAID.to_bytes()));
+    others
+        .into_iter()
+        .any(|pid| program(&pid.to_string()).is_ok_and(|theirs| theirs == ours) && !has_said(pid))
 }
 
 /// A busy daemon leaves its dead children waiting for a while; they have no root any more
