@@ -1,5 +1,5 @@
-/* Whose libraries each rank runs on: "rank R of N: NAME DEVICE INODE PATH" for every library of MPI and of C
- * that is mapped, from /proc/self/maps; proc(5) has the format. With a name as argument the program links no
+/* Whose libraries each rank runs on: "rank R of N: NAME DEVICE INODE PATH" for every library of MPI, of C and of
+ * fabrics that is mapped, from /proc/self/maps; proc(5) has the format. With a name as argument the program links no
  * MPI function of its own but opens that library at run time. */
 #ifdef OPENS_MPI
 #include <dlfcn.h>
@@ -11,7 +11,8 @@
 #include <string.h>
 
 static const char *const names[] = {"libmpi.so", "libmpich.so", "libmpi_abi.so", "libc.so", "libc-2.", "ld-linux",
-                                    "ld-2.",     "libmpi_cxx",  "libmpichcxx",   "libmpi_mpifh", "libmpichfort"};
+                                    "ld-2.",     "libmpi_cxx",  "libmpichcxx",   "libmpi_mpifh", "libmpichfort",
+                                    "libucp.so", "libucs.so",   "libuct",        "libfabric.so", "libibverbs.so"};
 
 static void report(int rank, int size) {
     char line[4096], seen[64][64];

@@ -420,8 +420,13 @@ impl Object {
     }
 
     /// The first NUL-terminated text of at most 256 bytes among the constants for which `pick` has an answer.
-    /// Constants lie in segments that cannot be written; those without code come first.
     pub fn find_text<T>(&self, file: &File, mut pick: impl FnMut(&str) -> Option<T>) -> Option<T> {
+        self.find_constant(file, |bytes| std::str::from_utf8(bytes).ok().and_then(&mut pick))
+    }
+
+    /// The same for whatever lies between two NULs: a number may stand right before a text.
+    /// Constants lie in segments that cannot be written; those without code come first.
+    pub fn find_constant<T>(&self, file: &File, mut pick: impl FnMut(&[u8]) -> Option<T>) -> Option<T> {
         let mut segments: Vec<_> = self.layout.constants.clone();
         segments.sort_by_key(|(_, _, has_code)| *has_code);
         // No more than is there: to fill a page with zeros costs as much as to read it.
@@ -433,8 +438,8 @@ impl Object {
             while at < end {
                 let want = usize::try_from(end - at).map_or(piece.len(), |left| left.min(piece.len()));
                 let n = file.read_at(&mut piece[..want], at).ok()?;
-                let texts = piece[..n].split(|b| *b == 0).filter(|t| !t.is_empty() && t.len() <= OVERLAP);
-                if let Some(found) = texts.filter_map(|t| std::str::from_utf8(t).ok()).find_map(&mut pick) {
+                let mut texts = piece[..n].split(|b| *b == 0).filter(|t| !t.is_empty() && t.len() <= OVERLAP);
+                if let Some(found) = texts.find_map(&mut pick) {
                     return Some(found);
                 }
                 if n < piece.len() {

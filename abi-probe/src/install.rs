@@ -1,5 +1,6 @@
-//! What an MPI needs around it: its bindings, every library that it and its plugins load, and the directories
-//! into which they look. Found by simulating the host's loader and from the libraries' own constants.
+//! What an MPI, or a fabric's libraries, need around them: bindings, every library that they and their plugins
+//! load, and the directories into which they look. Found by simulating the loader and from the libraries' own
+//! constants.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -40,12 +41,14 @@ pub struct Library {
     pub needed_by: String,
 }
 
-/// An MPI as it is installed on the host.
+/// An MPI as it is installed, or the libraries of fabrics beneath one.
 #[derive(Debug)]
 pub struct Installation {
-    /// The library.
-    pub mpi: Mpi,
-    /// Its file.
+    /// How people call it, with the libraries' paths.
+    pub name: String,
+    /// The MPI; none: fabrics alone.
+    pub mpi: Option<Mpi>,
+    /// The MPI's file, or the first of the fabrics'.
     pub core: Rc<Probed>,
     /// The bindings and internal libraries that lie beside it, by file name.
     pub parts: BTreeMap<String, Rc<Probed>>,
@@ -81,36 +84,32 @@ pub const LOADERS: &[&str] = &[
     "/lib/ld-linux-riscv64-lp64d.so.1",
 ];
 
-/// Looks at an MPI of the host. `library_path` is the host's LD_LIBRARY_PATH.
-pub fn look(host: &Prober, library: &Path, library_path: Option<&str>) -> Result<Option<Installation>> {
-    let Some(core) = host.file(library, Arch::NATIVE) else { return Ok(None) };
-    let Some(mpi) = mpi::identify(host, &core, Detail::Version)? else { return Ok(None) };
-    let Some(loader) = LOADERS.iter().find_map(|path| host.file(Path::new(path), Arch::NATIVE)) else {
-        return Err(Error::elf(library, "this host has no loader of the GNU C library"));
-    };
-    let mut this = Installation {
-        parts: parts_beside(host, library, &core, mpi.family)?,
-        libraries: BTreeMap::new(),
-        directories: Vec::new(),
-        prefix: None,
-        relocated: false,
-        libc: None,
-        loader,
-        core,
-        mpi,
-    };
-    // Plugins load libraries that have plugins: a few rounds find them all.
-    let mut known = usize::MAX;
-    for _ in 0..4 {
-        let map = this.link(host, library_path)?;
-        this.collect(&map);
-        if this.libraries.len() == known {
-            break;
-        }
-        known = this.libraries.len();
-        this.find_directories(host)?;
+/// Looks at an MPI: the host's, or an image's, whichever `side` views. `library_path` is LD_LIBRARY_PATH there.
+pub fn look(side: &Prober, library: &Path, library_path: Option<&str>) -> Result<Option<Installation>> {
+    let Some(core) = side.file(library, Arch::NATIVE) else { return Ok(None) };
+    let Some(mpi) = mpi::identify(side, &core, Detail::Version)? else { return Ok(None) };
+    let family = mpi.family;
+    let mut this = Installation::new(side, core, mpi.describe(), Some(mpi))?;
+    this.parts = parts_beside(side, library, &this.core, family)?;
+    this.complete(side, library_path)?;
+    this.find_prefix(library, side, family)?;
+    Ok(Some(this))
+}
+
+/// Looks at libraries of fabrics, by the names by which they are asked for. `None`: there are none.
+pub fn look_at_fabric(
+    side: &Prober,
+    heads: &BTreeMap<String, Rc<Probed>>,
+    name: String,
+    library_path: Option<&str>,
+) -> Result<Option<Installation>> {
+    let Some(core) = heads.values().next() else { return Ok(None) };
+    let mut this = Installation::new(side, Rc::clone(core), name, None)?;
+    for (name, file) in heads {
+        let needed_by = "the image's MPI".to_owned();
+        this.libraries.insert(name.clone(), Library { file: Rc::clone(file), needed_by });
     }
-    this.find_prefix(library, host)?;
+    this.complete(side, library_path)?;
     Ok(Some(this))
 }
 
@@ -157,10 +156,46 @@ fn parts_beside(
 }
 
 impl Installation {
+    /// Nothing around it is known yet.
+    fn new(side: &Prober, core: Rc<Probed>, name: String, mpi: Option<Mpi>) -> Result<Installation> {
+        let Some(loader) = LOADERS.iter().find_map(|path| side.file(Path::new(path), Arch::NATIVE)) else {
+            return Err(Error::elf(&core.path, "there is no loader of the GNU C library"));
+        };
+        Ok(Installation {
+            name,
+            mpi,
+            core,
+            parts: BTreeMap::new(),
+            libraries: BTreeMap::new(),
+            directories: Vec::new(),
+            prefix: None,
+            relocated: false,
+            libc: None,
+            loader,
+        })
+    }
+
+    /// Finds its libraries and their plugins. Plugins load libraries that have plugins: a few rounds find them all.
+    fn complete(&mut self, side: &Prober, library_path: Option<&str>) -> Result<()> {
+        let mut known = usize::MAX;
+        for _ in 0..4 {
+            let map = self.link(side, library_path)?;
+            self.collect(&map);
+            if self.libraries.len() == known {
+                break;
+            }
+            known = self.libraries.len();
+            self.find_directories(side)?;
+        }
+        Ok(())
+    }
+
     /// Links the library with all that it may open.
     fn link(&self, host: &Prober, library_path: Option<&str>) -> Result<LinkMap> {
         let plugins = self.directories.iter().flat_map(|d| &d.plugins);
-        let parts = self.parts.values().map(|p| &p.path);
+        // Fabrics' libraries are nobody's need here.
+        let heads = self.libraries.values().map(|l| &l.file.path).filter(|_| self.mpi.is_none());
+        let parts = self.parts.values().map(|p| &p.path).chain(heads);
         let opens: Vec<String> = parts.chain(plugins).map(|p| p.display().to_string()).collect();
         let how = Circumstances { library_path, opens: &opens, ..Circumstances::default() };
         let interp = self.loader.path.display().to_string();
@@ -266,7 +301,7 @@ impl Installation {
     }
 
     /// The directory above `lib`, `lib64` or `lib/TRIPLET`, if that is not the system's.
-    fn find_prefix(&mut self, library: &Path, host: &Prober) -> Result<()> {
+    fn find_prefix(&mut self, library: &Path, host: &Prober, family: Family) -> Result<()> {
         let mut at = library.parent().unwrap_or(Path::new("/"));
         if at.parent().and_then(Path::file_name).is_some_and(|n| n == "lib") && !at.ends_with("lib") {
             at = at.parent().unwrap_or(at);
@@ -281,7 +316,7 @@ impl Installation {
             return Ok(());
         }
         self.prefix = Some(prefix.to_owned());
-        if self.mpi.family != Family::OpenMpi {
+        if family != Family::OpenMpi {
             return Ok(());
         }
         // Open MPI remembers the tree that it was configured for.
@@ -297,6 +332,9 @@ impl Installation {
 
     /// The host's file for a name that the program asks for: the very name, or another one of the same library.
     pub fn part(&self, name: &str) -> Option<&Rc<Probed>> {
+        if self.mpi.is_none() {
+            return parts::stack(name).and(self.libraries.get(name)).map(|library| &library.file);
+        }
         let (role, names) = parts::part(name)?;
         if role == Role::Core {
             return Some(&self.core);

@@ -7,6 +7,7 @@
 pub mod bind;
 pub mod elf;
 pub mod error;
+pub mod fabric;
 pub mod inject;
 pub mod install;
 pub mod ldso;

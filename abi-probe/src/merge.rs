@@ -1,9 +1,9 @@
-//! Which side's copy of each library a mixed process takes: the host's MPI in an image's program.
+//! Which side's copy of each library a mixed process takes: the host's MPI, or its fabrics, in an image's program.
 //!
 //! What belongs together comes from one side: an MPI with its internal libraries, a fabric stack, the C library
 //! with its loader. Of the rest the newer copy wins, the one whose versions, or symbols, include the other's;
-//! of two equals the image's stays, or, where nothing tells versions apart, the host's, which the host's MPI was
-//! built with.
+//! of two equals the image's stays, or, where nothing tells versions apart, the host's, which the host's libraries
+//! were built with.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -29,7 +29,7 @@ pub enum Reason {
     Stack(&'static str),
     /// It defines what the other does, and more.
     Newer,
-    /// Neither includes the other; the host's MPI was built with this one.
+    /// Neither includes the other; the host's libraries were built with this one.
     BuiltWith,
     /// It belongs to the C library, which stays whole.
     Libc,
@@ -40,10 +40,10 @@ impl Reason {
     pub fn text(&self) -> String {
         match self {
             Reason::OfTheMpi => "of the host's MPI".to_owned(),
-            Reason::NotInImage => "the host's MPI needs it, the image has none".to_owned(),
+            Reason::NotInImage => "the host's libraries need it, the image has none".to_owned(),
             Reason::Stack(name) => format!("the host's {name}, which stays whole"),
             Reason::Newer => "newer than the image's".to_owned(),
-            Reason::BuiltWith => "the host's MPI was built with it".to_owned(),
+            Reason::BuiltWith => "the host's libraries were built with it".to_owned(),
             Reason::Libc => "the host's C library, which stays whole".to_owned(),
         }
     }
@@ -124,7 +124,8 @@ pub fn choose(
         if let Some(file) = installation.part(name)
             && names.insert(name)
         {
-            take(name, file, Reason::OfTheMpi, "the program", &mut merged.taken);
+            let reason = parts::stack(name).map_or(Reason::OfTheMpi, Reason::Stack);
+            take(name, file, reason, "the program", &mut merged.taken);
         }
     }
     for (name, file) in &installation.parts {

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use abi_probe::bind::{self, Binding};
+use abi_probe::fabric::Fabric;
 use abi_probe::inject::{Injection, Link};
 use abi_probe::linkmap::{Circumstances, LinkMap, Linked, Problem};
 use abi_probe::mpi::Mpi;
@@ -21,7 +22,7 @@ use crate::plan::MpiVerdict;
 const VERSION: u32 = 1;
 /// What a bridge costs.
 const COST: &str = "bridged: the image's own MPI moves the data, at full speed on a node; between nodes over TCP, \
-                    unless its libfabric or UCX finds the fabric's libraries in the image";
+                    unless its libfabric or UCX finds the fabric's libraries in the image (or the host's: --fabric)";
 /// More reasons of one kind than these are counted, not listed.
 const MAX_REASONS: usize = 8;
 
@@ -35,6 +36,7 @@ pub struct Report {
     launcher: Option<Launcher>,
     mpi: Option<Mpi>,
     host_mpi: Option<Mpi>,
+    fabrics: Vec<Fabric>,
     injected: Vec<Injected>,
     reasons: Vec<Reason>,
     remarks: Vec<String>,
@@ -112,7 +114,7 @@ pub struct Judged {
     pub mpi: MpiVerdict,
     /// Its libraries.
     pub links: Links,
-    /// The host's MPI.
+    /// The host's MPI, or its fabrics.
     pub injection: Option<Injection>,
     /// What a person should know.
     pub remarks: Vec<String>,
@@ -130,6 +132,7 @@ impl Report {
             launcher,
             mpi: None,
             host_mpi: None,
+            fabrics: Vec::new(),
             injected: Vec::new(),
             reasons: Vec::new(),
             remarks: Vec::new(),
@@ -155,6 +158,7 @@ impl Report {
         report.remarks.extend(judged.remarks);
         if let Some(injection) = judged.injection {
             let at = |link: &Link| injection.library_path.join(&link.name);
+            report.fabrics = injection.fabrics.clone();
             report.injected = injection
                 .shown
                 .iter()
@@ -174,7 +178,10 @@ impl Report {
             }
             MpiVerdict::Own { mpi } => (Verdict::Own, Some(mpi)),
             MpiVerdict::Bridge { mpi, why } => {
-                report.remarks.extend([why, COST.to_owned()]);
+                report.remarks.push(why);
+                if report.fabrics.is_empty() {
+                    report.remarks.push(COST.to_owned());
+                }
                 (Verdict::Bridge, mpi)
             }
             MpiVerdict::Forced { mpi, why } => {
@@ -230,6 +237,9 @@ impl Report {
             if !reason.cure.is_empty() {
                 let _ = writeln!(out, "    what to do: {}", reason.cure);
             }
+        }
+        for fabric in &self.fabrics {
+            let _ = writeln!(out, "  fabric: the host's {}", fabric.describe());
         }
         for remark in &self.remarks {
             let _ = writeln!(out, "  note: {remark}");

@@ -184,6 +184,18 @@ pub enum MpiMode {
     Bridge,
 }
 
+/// Whose fabric libraries (UCX, libfabric, PSM, verbs) lie beneath the image's own MPI.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ValueEnum, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FabricMode {
+    /// The host's where it has fabric devices and its libraries are proved to work, else the image's
+    Auto,
+    /// The host's, or nothing
+    Host,
+    /// The image's
+    Image,
+}
+
 /// How a bridged program finds its PMI server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ValueEnum, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -246,6 +258,9 @@ pub struct Options {
     /// The MPI library inside that the program will use, where it does not link one itself
     #[arg(long, value_name = "PATH")]
     pub mpi_library: Option<PathBuf>,
+    /// Whose fabric libraries (UCX, libfabric, PSM, verbs) lie beneath the image's own MPI
+    #[arg(long, value_enum, value_name = "MODE")]
+    pub fabric: Option<FabricMode>,
     /// By which way a bridged program finds its PMI server
     #[arg(long, value_enum, value_name = "WAY")]
     pub pmi: Option<PmiWay>,

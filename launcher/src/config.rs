@@ -12,7 +12,7 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use crate::cdi;
-use crate::cli::{MpiMode, Options, PmiWay};
+use crate::cli::{FabricMode, MpiMode, Options, PmiWay};
 use crate::environ::Environ;
 use crate::error::{Code, Error, Result};
 use crate::host::mpi::Named;
@@ -81,6 +81,8 @@ pub struct Config {
     pub writable_tmpfs: Sourced<bool>,
     /// Which MPI.
     pub mpi: Sourced<MpiMode>,
+    /// Whose fabric libraries beneath the image's own MPI.
+    pub fabric: Sourced<FabricMode>,
     /// By which way a bridged program finds its PMI server.
     pub pmi: Sourced<PmiWay>,
     /// Which of the host's MPIs: a name of `host_mpis`, or a path.
@@ -114,6 +116,7 @@ struct FileLayer {
     home: Option<bool>,
     writable_tmpfs: Option<bool>,
     mpi: Option<MpiMode>,
+    fabric: Option<FabricMode>,
     pmi: Option<PmiWay>,
     host_mpi: Option<String>,
     mpi_library: Option<PathBuf>,
@@ -135,6 +138,7 @@ const KEYS: &[&str] = &[
     "home",
     "writable_tmpfs",
     "mpi",
+    "fabric",
     "pmi",
     "host_mpi",
     "mpi_library",
@@ -166,6 +170,7 @@ impl Config {
             home: Sourced::built_in(true),
             writable_tmpfs: Sourced::built_in(false),
             mpi: Sourced::built_in(MpiMode::Auto),
+            fabric: Sourced::built_in(FabricMode::Auto),
             pmi: Sourced::built_in(PmiWay::Auto),
             host_mpi: Sourced::built_in(None),
             mpi_library: Sourced::built_in(None),
@@ -254,6 +259,7 @@ impl Config {
             home |v| v;
             writable_tmpfs |v| v;
             mpi |v| v;
+            fabric |v| v;
             pmi |v| v;
             host_mpi Some;
             mpi_library Some;
@@ -339,6 +345,7 @@ fn flag(key: &str) -> &'static str {
         "home" => "--no-home",
         "writable_tmpfs" => "--writable-tmpfs",
         "mpi" => "--mpi",
+        "fabric" => "--fabric",
         "pmi" => "--pmi",
         "host_mpi" => "--host-mpi",
         "mpi_library" => "--mpi-library",
@@ -364,31 +371,6 @@ fn variables(environ: &Environ) -> Result<FileLayer> {
             &format!("{other:?} is neither true (1) nor false (0)"),
         )),
     };
-    let mpi = match environ.get(&variable("mpi")).as_deref() {
-        None | Some("") => None,
-        Some("auto") => Some(MpiMode::Auto),
-        Some("host") => Some(MpiMode::Host),
-        Some("image") => Some(MpiMode::Image),
-        Some("bridge") => Some(MpiMode::Bridge),
-        Some(other) => {
-            return Err(invalid(
-                &Origin::Variable(variable("mpi")),
-                &format!("{other:?} is none of auto, host, image and bridge"),
-            ));
-        }
-    };
-    let pmi = match environ.get(&variable("pmi")).as_deref() {
-        None | Some("") => None,
-        Some(text) => match PmiWay::from_str(text, true) {
-            Ok(way) => Some(way),
-            Err(_) => {
-                return Err(invalid(
-                    &Origin::Variable(variable("pmi")),
-                    &format!("{text:?} is none of auto, descriptor, port and pmix"),
-                ));
-            }
-        },
-    };
     let path = |key| environ.get_os(&variable(key)).filter(|v| !v.is_empty()).map(PathBuf::from);
     Ok(FileLayer {
         binds: list("binds"),
@@ -399,14 +381,26 @@ fn variables(environ: &Environ) -> Result<FileLayer> {
         home: boolean("home")?,
         writable_tmpfs: boolean("writable_tmpfs")?,
         verbose: boolean("verbose")?,
-        mpi,
-        pmi,
+        mpi: choice(environ, "mpi")?,
+        fabric: choice(environ, "fabric")?,
+        pmi: choice(environ, "pmi")?,
         host_mpi: environ.get(&variable("host_mpi")).filter(|v| !v.is_empty()),
         mpi_library: path("mpi_library"),
         decisions: path("decisions"),
         workdir: path("workdir"),
         squashfuse: path("squashfuse"),
         ..FileLayer::default()
+    })
+}
+
+/// One of the names that a flag of this key takes.
+fn choice<T: ValueEnum>(environ: &Environ, key: &str) -> Result<Option<T>> {
+    let Some(text) = environ.get(&variable(key)).filter(|text| !text.is_empty()) else { return Ok(None) };
+    T::from_str(&text, false).map(Some).map_err(|_| {
+        let names =
+            T::value_variants().iter().filter_map(|v| Some(v.to_possible_value()?.get_name().to_owned()));
+        let names: Vec<String> = names.collect();
+        invalid(&Origin::Variable(variable(key)), &format!("{text:?} is none of {}", names.join(", ")))
     })
 }
 
@@ -440,6 +434,7 @@ fn flags(options: &Options) -> Result<FileLayer> {
         home: options.no_home.then_some(false),
         writable_tmpfs: options.writable_tmpfs.then_some(true),
         mpi: options.mpi,
+        fabric: options.fabric,
         pmi: options.pmi,
         host_mpi: options.host_mpi.clone(),
         mpi_library: options.mpi_library.clone(),

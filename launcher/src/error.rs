@@ -75,6 +75,8 @@ catalogue! {
     LibcTooOld "libc-too-old" EXIT_REFUSED "Neither C library, the image's or the host's, has every version that the mixed process needs.";
     BindingsMissing "bindings-missing" EXIT_REFUSED "The host's MPI comes without bindings (Fortran, C++) that the program links.";
     PluginUnloadable "plugin-unloadable" EXIT_REFUSED "A plugin of the host's MPI would not load inside the container.";
+    HostFabricMissing "host-fabric-missing" EXIT_REFUSED "The host's fabric libraries were asked for, and nothing is loaded that this host has.";
+    FabricTooOld "fabric-too-old" EXIT_REFUSED "The host's fabric libraries were asked for, and are older than those that the image's MPI was built with.";
     DeviceUnknown "device-unknown" EXIT_REFUSED "A device that was asked for is described nowhere, or only in a file that does not count.";
     DeviceMissing "device-missing" EXIT_REFUSED "A file of a device that was asked for is not on this host, or is of another device or version.";
     DeviceDenied "device-denied" EXIT_REFUSED "This user may not open a file of a device that was asked for.";

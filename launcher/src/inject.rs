@@ -1,22 +1,23 @@
 //! Whose MPI the program gets: the host's where abi-probe proves that it works, else the image's own where that
-//! can talk to the launcher, else none.
+//! can talk to the launcher, on the host's fabrics where these may be, else none.
 
 use std::path::PathBuf;
 
 use abi_probe::inject::{self, Injection, Question};
 use abi_probe::install;
 use abi_probe::linkmap::{Circumstances, LinkMap, Problem, Scope};
-use abi_probe::mpi::{self, Detail};
+use abi_probe::mpi::{self, Detail, Mpi};
 use abi_probe::obstacle::Obstacle;
 use abi_probe::prober::Prober;
 use abi_probe::rootfs::{Entry, View};
 
 use pmi_shim::downlink::Wiring;
 
-use crate::cli::MpiMode;
+use crate::cli::{FabricMode, MpiMode};
 use crate::config::Config;
 use crate::environ::Environ;
 use crate::error::{Code, Error, Result};
+use crate::fabric;
 use crate::host::mpi::{Candidate, Surroundings, candidates, identify};
 use crate::job::JobStep;
 use crate::plan::MpiVerdict;
@@ -75,9 +76,16 @@ pub fn decide_on(case: &Case, prober: &Prober, looked: Looked) -> Result<Decisio
         tried = case.inject(prober, &looked)?;
     }
     let mut remarks: Vec<String> = looked.remark.iter().cloned().collect();
-    if let Some((injection, map, overridden)) = tried.injection {
+    if let Some((host_mpi, injection, map, overridden)) = tried.injection {
         remarks.extend(injection.remarks.iter().cloned());
-        let (mpi, replaces) = (injection.mpi.clone(), injection.replaces.clone());
+        if case.config.fabric.value == FabricMode::Image {
+            remarks.push(format!(
+                "{WARNING}--fabric=image ({}) changes nothing: the host's MPI comes with the host's fabric \
+                 libraries; --mpi=bridge keeps the image's MPI, and with it the image's",
+                case.config.fabric.origin
+            ));
+        }
+        let (mpi, replaces) = (host_mpi, injection.replaces.clone());
         let wiring = verdict::wired(&mpi, case.job, case.config);
         return Ok(Decision {
             wiring,
@@ -106,7 +114,10 @@ pub fn decide_on(case: &Case, prober: &Prober, looked: Looked) -> Result<Decisio
     match verdict::own(prober, &looked, case.started.environ, case.job, case.config) {
         Ok((verdict, wiring)) => {
             remarks.extend(tried.why_not.iter().map(|e| format!("the host's MPI is not used: {}", e.what)));
-            Ok(Decision { verdict, injection: None, wiring, remarks, program: looked.entry, mixed: None })
+            let beneath = fabric::beneath(case, prober, &looked, verdict.own())?;
+            remarks.extend(beneath.remarks);
+            let (injection, mixed) = beneath.injection.unzip();
+            Ok(Decision { verdict, injection, wiring, remarks, program: looked.entry, mixed })
         }
         // The command only names that program, and may do something else with it.
         Err(e) if looked.remark.is_some() => {
@@ -131,7 +142,7 @@ pub fn decide_on(case: &Case, prober: &Prober, looked: Looked) -> Result<Decisio
 /// What came of trying to inject.
 #[derive(Default)]
 struct Tried {
-    injection: Option<(Injection, LinkMap, Vec<String>)>,
+    injection: Option<(Mpi, Injection, LinkMap, Vec<String>)>,
     why_not: Vec<Error>,
 }
 
@@ -195,9 +206,8 @@ impl Case<'_> {
     fn prove(&self, host: &Prober, candidate: &Candidate, looked: &Looked, tried: &mut Tried) -> Result<()> {
         let failed = verdict::unreadable(&candidate.library);
         let library_path = self.outside.get("LD_LIBRARY_PATH");
-        let Some(installation) =
-            install::look(host, &candidate.library, library_path.as_deref()).map_err(&failed)?
-        else {
+        let found = install::look(host, &candidate.library, library_path.as_deref()).map_err(&failed)?;
+        let Some((installation, mpi)) = found.and_then(|i| i.mpi.clone().map(|mpi| (i, mpi))) else {
             return Ok(());
         };
         let environ = self.started.environ;
@@ -226,10 +236,10 @@ impl Case<'_> {
         let forced = mode == MpiMode::Host && outcome.obstacles.iter().all(Obstacle::is_latent);
         if outcome.obstacles.is_empty() || forced {
             let overridden = outcome.obstacles.iter().map(Obstacle::what).collect();
-            tried.injection = Some((outcome.injection, outcome.map, overridden));
+            tried.injection = Some((mpi, outcome.injection, outcome.map, overridden));
             return Ok(());
         }
-        let name = installation.mpi.describe();
+        let name = &installation.name;
         tried.why_not.extend(outcome.obstacles.iter().map(|obstacle| {
             let mut e = refusal(obstacle);
             e.what = format!("with the host's {name}: {}", e.what);
@@ -240,7 +250,7 @@ impl Case<'_> {
 }
 
 /// An obstacle as a refusal.
-fn refusal(obstacle: &Obstacle) -> Error {
+pub fn refusal(obstacle: &Obstacle) -> Error {
     let code = match obstacle {
         Obstacle::Static { .. } | Obstacle::Musl { .. } => Code::NotInjectable,
         Obstacle::Libc { .. } => Code::LibcTooOld,

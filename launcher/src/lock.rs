@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use abi_probe::fabric::Fabric;
 use abi_probe::inject::Injection;
+use abi_probe::mpi::Mpi;
 use abi_probe::rootfs::{Kind, View};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -41,8 +43,11 @@ pub struct Lock {
     image: PathBuf,
     /// The program.
     program: PathBuf,
-    /// The host's MPI; none: the image's own is used, and no file is the host's.
+    /// The host's MPI; none: the image's own is used.
     host_mpi: Option<String>,
+    /// The host's fabrics beneath the image's own MPI.
+    #[serde(default)]
+    host_fabrics: Vec<String>,
     /// By path inside.
     files: BTreeMap<PathBuf, Locked>,
 }
@@ -54,7 +59,8 @@ impl Lock {
             version: VERSION,
             image: image.to_owned(),
             program: program.to_owned(),
-            host_mpi: injection.map(|i| i.mpi.describe()),
+            host_mpi: injection.and_then(|i| i.mpi.as_ref()).map(Mpi::describe),
+            host_fabrics: injection.iter().flat_map(|i| i.fabrics.iter().map(Fabric::describe)).collect(),
             files: BTreeMap::new(),
         };
         let Some(injection) = injection else { return Ok(lock) };
@@ -141,6 +147,13 @@ impl Lock {
             let (here, there) = (or_none(&self.host_mpi), or_none(&there.host_mpi));
             lines.push(format!("host MPI: here {here}; there {there}"));
         }
+        if self.host_fabrics != there.host_fabrics {
+            let list = |lock: &Lock| match lock.host_fabrics.as_slice() {
+                [] => "the image's own".to_owned(),
+                some => some.join(", "),
+            };
+            lines.push(format!("fabrics: here {}; there {}", list(self), list(there)));
+        }
         let all: std::collections::BTreeSet<&PathBuf> = self.files.keys().chain(there.files.keys()).collect();
         for at in all {
             let line = match (self.files.get(at), there.files.get(at)) {
@@ -185,6 +198,7 @@ mod tests {
             image: "/i".into(),
             program: "/p".into(),
             host_mpi: Some("an MPI".to_owned()),
+            host_fabrics: Vec::new(),
             files: files.iter().map(|(at, sha)| (PathBuf::from(at), file(sha))).collect(),
         }
     }

@@ -10,6 +10,7 @@ mod config;
 mod detached;
 mod environ;
 mod error;
+mod fabric;
 mod host;
 mod image;
 mod inject;

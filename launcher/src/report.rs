@@ -44,6 +44,9 @@ pub fn text(plan: &Plan) -> String {
         }
         MpiVerdict::NoneSeen => "MPI        the program links none".to_owned(),
     });
+    for fabric in &plan.fabrics {
+        line(format!("fabric     the host's: {}", fabric.describe()));
+    }
     for step in &plan.steps {
         line(format!("do         {}", step_text(step)));
     }

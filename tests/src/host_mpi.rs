@@ -118,6 +118,12 @@ pub fn mapped_libc(outcome: &Outcome) -> BTreeSet<(u64, String)> {
     of_lines(outcome, |path| path.contains("/libc.so") || path.contains("/libc-2."))
 }
 
+/// The files of a library of a fabric likewise.
+pub fn mapped_fabric(outcome: &Outcome, name: &str) -> BTreeSet<u64> {
+    let stem = format!("/{}", name.split(".so").next().unwrap_or(name));
+    of_lines(outcome, |path| path.contains(&format!("{stem}.so"))).into_iter().map(|(n, _)| n).collect()
+}
+
 fn of_lines(outcome: &Outcome, is: impl Fn(&str) -> bool) -> BTreeSet<(u64, String)> {
     let out = outcome.out();
     let lines = out.lines().filter(|l| l.starts_with("maps: ") || l.starts_with("rank ") && l.contains(" /"));

@@ -150,7 +150,7 @@ fn needs(library: &Path) -> Result<bool> {
         eprintln!("abi-probe: {}: no MPI that we know", library.display());
         return Ok(false);
     };
-    println!("{}", tell(&found.mpi));
+    println!("{}", found.mpi.as_ref().map_or_else(|| found.name.clone(), tell));
     if let Some(prefix) = &found.prefix {
         let moved = if found.relocated { ", not the one that it was configured for" } else { "" };
         println!("tree       {}{moved}", prefix.display());

@@ -88,6 +88,7 @@ impl Attempt<'_> {
 
     /// Bindings that the host's MPI lacks: the image's may go with it, or be what fails.
     fn name_parts(&self, map: &LinkMap, found: &mut Vec<Obstacle>, injection: &mut Injection) {
+        let Some(mpi) = &self.installation.mpi else { return };
         for linked in map.objects.iter().chain(opened(map)) {
             let Some((role, _)) = parts::part(&linked.name).filter(|(role, _)| *role != Role::Internal)
             else {
@@ -112,7 +113,7 @@ impl Attempt<'_> {
                         name: linked.name.clone(),
                         what: role.name(),
                         needed_by,
-                        host: self.installation.mpi.describe(),
+                        host: mpi.describe(),
                         is_latent: failing.iter().all(|latent| *latent),
                     },
                 );

@@ -1,5 +1,5 @@
-//! Proves that the host's MPI can replace the image's: lays it over the image, simulates the loader on the
-//! result, and binds every symbol. What comes out is where each file must be for the program to load it.
+//! Proves that the host's MPI, or its fabrics, can replace the image's: lays them over the image, simulates the loader
+//! on the result, and binds every symbol. What comes out is where each file must be for the program to load it.
 
 mod judge;
 mod place;
@@ -11,6 +11,7 @@ use std::rc::Rc;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
+use crate::fabric::Fabric;
 use crate::install::Installation;
 use crate::ldso::Loader;
 use crate::linkmap::{Circumstances, LinkMap, Linked};
@@ -52,13 +53,16 @@ pub struct Link {
     pub why: String,
 }
 
-/// Where everything must be for the host's MPI to be loaded.
+/// Where everything must be for the host's libraries to be loaded.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Injection {
-    /// The host's MPI.
-    pub mpi: Mpi,
+    /// The host's MPI; none: fabrics alone, beneath the image's own.
+    pub mpi: Option<Mpi>,
     /// The image's, which it replaces.
     pub replaces: Option<Mpi>,
+    /// The host's fabrics in the place of the image's, where it is they that are injected.
+    #[serde(default)]
+    pub fabrics: Vec<Fabric>,
     /// Directories and files of the host.
     pub shown: Vec<Shown>,
     /// Names in the private directory.
@@ -124,7 +128,10 @@ pub fn prove(question: &Question, installation: &Installation) -> Result<Option<
     }
     // What we asked for ourselves is not the program's.
     base.opened.truncate(question.how.opens.len());
-    let replaces = mpi::in_map(&image, &base, Detail::Version)?;
+    let replaces = match installation.mpi {
+        Some(_) => mpi::in_map(&image, &base, Detail::Version)?,
+        None => None,
+    };
     let mut best: Option<Outcome> = None;
     for preference in [Preference::Newest, Preference::Host, Preference::Image] {
         let merged = merge::choose(&image, &found, &base, question.host, installation, preference)?;
@@ -156,7 +163,7 @@ struct Attempt<'a> {
     question: &'a Question<'a>,
     installation: &'a Installation,
     image: &'a Prober<'a>,
-    /// The program as it is, without the host's MPI.
+    /// The program as it is, without the host's libraries.
     base: &'a LinkMap,
     merged: &'a Merged,
 }
@@ -168,6 +175,7 @@ impl Attempt<'_> {
         let mut injection = Injection {
             mpi: self.installation.mpi.clone(),
             replaces,
+            fabrics: Vec::new(),
             links: self.links(&trees),
             shown: trees.shown,
             library_path,
@@ -213,7 +221,7 @@ impl Attempt<'_> {
             return Ok(Outcome { injection, obstacles, map });
         }
         obstacles.push(Obstacle::Missing {
-            name: "the host's MPI".to_owned(),
+            name: format!("the host's {}", self.installation.name),
             needed_by: self.base.program.display().to_string(),
         });
         Ok(Outcome { injection, obstacles, map: self.base.clone() })

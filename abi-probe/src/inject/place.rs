@@ -37,7 +37,7 @@ impl Attempt<'_> {
             shown.push(Shown {
                 source: prefix.clone(),
                 at: prefix.clone(),
-                why: format!("the tree of {}", self.installation.mpi.describe()),
+                why: format!("the tree of {}", self.installation.name),
                 covers: false,
                 directory: true,
             });
@@ -84,8 +84,7 @@ impl Attempt<'_> {
             })
             .collect();
         for directory in &self.installation.directories {
-            // UCX looks for its modules beside itself.
-            if directory.path.file_name().is_some_and(|n| n == "ucx") {
+            if is_beside(directory) {
                 links.push(Link {
                     name: "ucx".to_owned(),
                     target: trees.inside(&directory.path),
@@ -111,12 +110,11 @@ impl Attempt<'_> {
     pub(super) fn show_directories(&self, injection: &mut Injection) -> Result<()> {
         for directory in self.installation.outermost() {
             let in_prefix = self.installation.prefix.as_ref().is_some_and(|p| directory.path.starts_with(p));
-            let is_ucx = directory.path.file_name().is_some_and(|n| n == "ucx");
             let (at, is_there) = match self.question.view.lookup(&directory.at)? {
                 Lookup::Exists(entry) => (entry.path, true),
                 Lookup::Missing { parent, rest } => (parent.path.join(rest), false),
             };
-            if in_prefix || is_ucx || is_by_name(directory) && !is_there {
+            if in_prefix || is_beside(directory) || is_by_name(directory) && !is_there {
                 continue;
             }
             injection.shown.push(Shown {
@@ -169,6 +167,26 @@ impl Attempt<'_> {
             if theirs.entry.layer == 0 && !injection.shown.iter().any(|s| theirs.path.starts_with(&s.at)) {
                 injection.shown.push(cover(&theirs.path, ours, "in the place of the image's".to_owned()));
             }
+            self.cover_modules(theirs, injection)?;
+        }
+        Ok(())
+    }
+
+    /// What a library of the image has beside it: whoever loads the covered one by its path looks there.
+    fn cover_modules(&self, theirs: &Probed, injection: &mut Injection) -> Result<()> {
+        for directory in self.installation.directories.iter().filter(|d| is_beside(d)) {
+            let name = directory.path.file_name().unwrap_or_default();
+            let Some(entry) = self.question.view.find(&theirs.path.with_file_name(name))? else { continue };
+            let is_known = injection.shown.iter().any(|s| s.at == entry.path);
+            if entry.kind == Kind::Directory && entry.layer == 0 && !is_known {
+                injection.shown.push(Shown {
+                    source: directory.path.clone(),
+                    at: entry.path,
+                    why: format!("modules of {}, in the place of the image's", directory.of),
+                    covers: true,
+                    directory: true,
+                });
+            }
         }
         Ok(())
     }
@@ -197,10 +215,9 @@ impl Attempt<'_> {
     pub(super) fn plugins(&self, injection: &Injection) -> Vec<String> {
         let mut found = Vec::new();
         for directory in &self.installation.directories {
-            let is_ucx = directory.path.file_name().is_some_and(|n| n == "ucx");
             for plugin in &directory.plugins {
                 let Some(name) = plugin.file_name() else { continue };
-                let path = match (is_ucx, is_by_name(directory)) {
+                let path = match (is_beside(directory), is_by_name(directory)) {
                     (true, _) => injection.library_path.join("ucx").join(name),
                     (_, true) => injection.library_path.join(name),
                     _ => directory.at.join(name),
@@ -230,6 +247,11 @@ impl Attempt<'_> {
         }
         Ok(view)
     }
+}
+
+/// UCX looks for its modules beside itself (ucs/sys/module.c).
+fn is_beside(directory: &Directory) -> bool {
+    directory.path.file_name().is_some_and(|name| name == "ucx")
 }
 
 /// Providers of verbs are asked for by name, where their directory does not have them

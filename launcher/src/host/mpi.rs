@@ -59,13 +59,16 @@ pub struct Candidate {
 pub struct Surroundings {
     /// The program that forked this rank.
     pub launcher: Option<PathBuf>,
+    /// Devices of fabrics.
+    pub fabric: Vec<String>,
 }
 
 impl Surroundings {
     /// Of the daemon with this process number. To be asked before a user namespace is entered: from inside,
     /// the kernel answers EACCES (fs/proc/base.c, proc_pid_get_link; ptrace_may_access).
     pub fn of(daemon: Option<i32>) -> Surroundings {
-        Surroundings { launcher: daemon.and_then(|pid| std::fs::read_link(format!("/proc/{pid}/exe")).ok()) }
+        let launcher = daemon.and_then(|pid| std::fs::read_link(format!("/proc/{pid}/exe")).ok());
+        Surroundings { launcher, fabric: super::fabric::devices() }
     }
 }
 

@@ -18,7 +18,7 @@ use crate::image::environment::ImageEnvironment;
 /// Where programs are looked for when the image does not say.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// What a program must be told so that it loads the host's MPI: a note for ranks that join.
+/// What a program must be told so that it loads the host's libraries: a note for ranks that join.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Injected {
     library_path: PathBuf,
@@ -52,7 +52,7 @@ impl Injected {
             list = format!("{list}:{more}");
         }
         environ.set("LD_LIBRARY_PATH", &list);
-        let why = "libraries of the host's MPI".to_owned();
+        let why = "libraries of the host".to_owned();
         changes.push(Change { name: "LD_LIBRARY_PATH".to_owned(), value: Some(list), why });
         changes
     }

@@ -87,7 +87,7 @@ impl<'a> Planner<'a> {
         self.run.join("hpc-launch")
     }
 
-    /// The host's MPI, where its proof wants it.
+    /// The host's libraries, where their proof wants them.
     pub fn inject(&mut self, injection: &Injection, sources: &mut Sources) -> Result<()> {
         for shown in &injection.shown {
             let want = Want {
@@ -157,8 +157,11 @@ impl<'a> Planner<'a> {
                     Weight::Required => Err(self.bad_layout(&what)),
                     Weight::Injected => Err(Error::new(
                         Code::ImageLayout,
-                        format!("in the image {}: for the host's MPI, {what}", self.image.given.display()),
-                        "repair the image, or keep the host's MPI out with --mpi=image",
+                        format!(
+                            "in the image {}: for the host's libraries, {what}",
+                            self.image.given.display()
+                        ),
+                        "repair the image, or keep the host's libraries out: --mpi=image --fabric=image",
                     )),
                     Weight::IfPossible => {
                         self.notes.push(what);

@@ -10,6 +10,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::rc::Rc;
 
+use abi_probe::fabric::Fabric;
 use abi_probe::inject::Link;
 use abi_probe::mpi::Mpi;
 use pmi_shim::downlink::{Downlink, Wiring};
@@ -179,6 +180,17 @@ pub enum MpiVerdict {
     NoneSeen,
 }
 
+impl MpiVerdict {
+    /// The image's MPI, where it is used.
+    pub fn own(&self) -> Option<&Mpi> {
+        match self {
+            MpiVerdict::Own { mpi } | MpiVerdict::Forced { mpi, .. } => Some(mpi),
+            MpiVerdict::Bridge { mpi, .. } => mpi.as_ref(),
+            MpiVerdict::Inject { .. } | MpiVerdict::NoneSeen => None,
+        }
+    }
+}
+
 /// All of it.
 #[derive(Clone, Debug, Serialize)]
 pub struct Plan {
@@ -202,6 +214,8 @@ pub struct Plan {
     pub arguments: Vec<String>,
     /// Whose MPI.
     pub mpi: MpiVerdict,
+    /// The host's fabrics beneath the image's own MPI.
+    pub fabrics: Vec<Fabric>,
     /// How a helper of ours serves the program's MPI, where the launcher does not.
     pub wiring: Option<Wiring>,
     /// What a person should know.

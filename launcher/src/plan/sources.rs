@@ -43,7 +43,7 @@ pub enum Weight {
     Required,
     /// Left out, with a note, when it cannot be.
     IfPossible,
-    /// The proof that the host's MPI works rests on it.
+    /// The proof that the host's libraries work rests on it.
     Injected,
 }
 

@@ -13,7 +13,7 @@ use abi_probe::rootfs::{Entry, Record, View};
 
 use super::{Entered, Request};
 use crate::cache::{Cache, Kept, Roots};
-use crate::cli::MpiMode;
+use crate::cli::{FabricMode, MpiMode};
 use crate::environ::Environ;
 use crate::error::{Result, in_image};
 use crate::host::mpi::TREES;
@@ -59,7 +59,10 @@ impl Request {
         };
         let uid = nix::unistd::geteuid().as_raw();
         // Without a launcher there is little to decide.
-        let is_short = self.job.is_none() && self.config.mpi.value != MpiMode::Host;
+        let is_short = self.job.is_none()
+            && self.config.mpi.value != MpiMode::Host
+            && self.config.fabric.value != FabricMode::Host
+            && asked.entered.around.fabric.is_empty();
         let is_kept = detail == Detail::Quick && !is_short;
         let directory = self.config.decisions_directory(uid).filter(|_| is_kept);
         let Some(cache) = directory.and_then(|path| Cache::open(&path, uid)) else {
@@ -133,6 +136,7 @@ impl Request {
         let command = (path, workdir, &program.path, program.id, arguments);
         digest(&(
             (image, command, settings, rank, &asked.entered.around.launcher),
+            (config.fabric.value, &asked.entered.around.fabric),
             inside.map(|name| environ.get_os(name)),
             outside.map(|name| self.environ.get_os(name)).collect::<Vec<_>>(),
             (wanted.collect::<Vec<_>>(), asked.planner.private(), Cpu::this().level),

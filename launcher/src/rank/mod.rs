@@ -141,8 +141,9 @@ impl Request {
         let shown: (Vec<&String>, _) = (shown.map(|b| &b.value).collect(), &config.cdi_directories.value);
         // Programs of one job may need different libraries: each gets what was proved for it.
         let mpi = (config.mpi.value, config.pmi.value, &config.host_mpi.value, &config.mpi_library.value);
+        let libraries = (mpi, config.fabric.value);
         let what = (
-            (&image.path, image.id, &myself.cwd, shown, self.telling_words(), mpi),
+            (&image.path, image.id, &myself.cwd, shown, self.telling_words(), libraries),
             (config.home.value, self.environ.get_os("HOME"), directories, config.writable_tmpfs.value),
         );
         self.job.as_ref().map(|job| Mark::new(myself.uid, job, &Hashed(what)))
@@ -366,6 +367,7 @@ impl Request {
             program: path,
             arguments: verdict::lossy(&self.command[1..]),
             mpi: decision.verdict.clone(),
+            fabrics: decision.injection.as_ref().map(|i| i.fabrics.clone()).unwrap_or_default(),
             wiring: decision.wiring.clone(),
             notes: remarks,
         };

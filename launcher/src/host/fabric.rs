@@ -1,0 +1,40 @@
+//! The host's fabrics: whether it has devices of any, and where its libraries are.
+
+use std::path::{Path, PathBuf};
+
+use abi_probe::elf::Arch;
+use abi_probe::ldso::Cpu;
+use abi_probe::prober::Prober;
+
+/// Where the kernel lists devices by class. InfiniBand, RoCE, iWARP, EFA and Omni-Path are all `infiniband`
+/// (drivers/infiniband/core/device.c, ib_class); Slingshot's are `cxi` and `cxi_user`.
+const CLASSES: &str = "/sys/class";
+
+/// Names of the fabric devices, as `infiniband/mlx5_0`: none on most machines, which costs one look.
+pub fn devices() -> Vec<String> {
+    let list = |path: &Path| {
+        let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+        entries.filter_map(|e| e.file_name().into_string().ok()).collect::<Vec<String>>()
+    };
+    let is_fabric = |class: &String| class == "infiniband" || class.starts_with("cxi");
+    let classes = list(Path::new(CLASSES)).into_iter().filter(is_fabric);
+    let mut found: Vec<String> = classes
+        .flat_map(|class| {
+            let devices = list(&Path::new(CLASSES).join(&class));
+            devices.into_iter().map(move |device| format!("{class}/{device}"))
+        })
+        .collect();
+    found.sort();
+    found
+}
+
+/// Where a program of the host would find a library: in LD_LIBRARY_PATH, then by the loader's cache.
+pub fn library(host: &Prober, library_path: Option<&str>, name: &str) -> Option<PathBuf> {
+    let listed = library_path.unwrap_or_default().split(':').filter(|d| d.starts_with('/'));
+    let mut paths = listed.map(|directory| Path::new(directory).join(name));
+    let is_library = |path: &PathBuf| host.file(path, Arch::NATIVE).is_some();
+    paths.find(is_library).or_else(|| {
+        let cached = host.cached(name, Arch::NATIVE, Cpu::this(), || true);
+        cached.map(PathBuf::from).filter(is_library)
+    })
+}
