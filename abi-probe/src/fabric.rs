@@ -24,6 +24,14 @@ const HEADS: &[(&str, &[&str])] = &[
     ("verbs", &["libibverbs", "librdmacm"]),
 ];
 
+/// Of a stack, the library that says which it is, by the name by which programs ask for it.
+pub const SONAMES: &[(&str, &str)] = &[
+    ("UCX", "libucp.so.0"),
+    ("libfabric", "libfabric.so.1"),
+    ("PSM", "libpsm2.so.2"),
+    ("verbs", "libibverbs.so.1"),
+];
+
 /// A release: major, minor, patch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]

@@ -28,7 +28,7 @@ use crate::job::digest;
 use crate::plan::MpiVerdict;
 
 /// First line of an entry.
-const MAGIC: &str = "hpc-launch decision 2";
+const MAGIC: &str = "hpc-launch decision 3";
 /// A decision on 200 files is about 40 KiB.
 const MAX_ENTRY: u64 = 4 << 20;
 /// When there are more entries than these, the oldest half goes.
@@ -43,6 +43,8 @@ pub struct Kept {
     pub injection: Option<Injection>,
     /// How a helper serves it.
     pub wiring: Option<Wiring>,
+    /// A library of the program's that uses a GPU.
+    pub cuda: Option<String>,
     /// What a person should know.
     pub remarks: Vec<String>,
 }

@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use pmi_shim::downlink::Downlink;
 use pmi_shim::launcher::ASSUMED;
 
+use crate::gpu::{GpuBind, Gpus};
 use crate::standalone::topology::BindTo;
 
 /// Run one containerised MPI rank: put it between the launcher and the program.
@@ -72,6 +73,12 @@ pub enum Command {
     /// Devices that their drivers describe for containers (CDI)
     #[command(subcommand)]
     Cdi(Cdi),
+    /// Print what this host has: MPIs, fabrics and their libraries, GPUs
+    Survey {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Print the configuration, and where each value comes from
     Config {
         /// As JSON
@@ -88,6 +95,13 @@ pub enum Cdi {
         /// As JSON
         #[arg(long)]
         json: bool,
+    },
+    /// Write a description of this host's GPUs, for this program and any other that reads such: to standard output,
+    /// or into a file of /etc/cdi
+    Generate {
+        /// The file
+        #[arg(long, value_name = "FILE")]
+        output: Option<PathBuf>,
     },
 }
 
@@ -261,6 +275,13 @@ pub struct Options {
     /// Whose fabric libraries (UCX, libfabric, PSM, verbs) lie beneath the image's own MPI
     #[arg(long, value_enum, value_name = "MODE")]
     pub fabric: Option<FabricMode>,
+    /// Whether programs get GPUs: auto (where the image or the program is made for them), none, all, or some by their
+    /// numbers or UUIDs
+    #[arg(long, value_name = "auto|none|all|GPU,…", value_parser = Gpus::parse)]
+    pub gpu: Option<Gpus>,
+    /// Which GPU each rank is told to use, unless the batch system has said so [default: none]
+    #[arg(long, value_enum, value_name = "HOW")]
+    pub gpu_bind: Option<GpuBind>,
     /// By which way a bridged program finds its PMI server
     #[arg(long, value_enum, value_name = "WAY")]
     pub pmi: Option<PmiWay>,

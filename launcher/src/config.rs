@@ -15,6 +15,7 @@ use crate::cdi;
 use crate::cli::{FabricMode, MpiMode, Options, PmiWay};
 use crate::environ::Environ;
 use crate::error::{Code, Error, Result};
+use crate::gpu::{GpuBind, Gpus};
 use crate::host::mpi::Named;
 
 /// The site's file.
@@ -83,6 +84,10 @@ pub struct Config {
     pub mpi: Sourced<MpiMode>,
     /// Whose fabric libraries beneath the image's own MPI.
     pub fabric: Sourced<FabricMode>,
+    /// Whether programs get GPUs.
+    pub gpu: Sourced<Gpus>,
+    /// Which GPU each rank is told to use.
+    pub gpu_bind: Sourced<GpuBind>,
     /// By which way a bridged program finds its PMI server.
     pub pmi: Sourced<PmiWay>,
     /// Which of the host's MPIs: a name of `host_mpis`, or a path.
@@ -117,6 +122,8 @@ struct FileLayer {
     writable_tmpfs: Option<bool>,
     mpi: Option<MpiMode>,
     fabric: Option<FabricMode>,
+    gpu: Option<Gpus>,
+    gpu_bind: Option<GpuBind>,
     pmi: Option<PmiWay>,
     host_mpi: Option<String>,
     mpi_library: Option<PathBuf>,
@@ -139,6 +146,8 @@ const KEYS: &[&str] = &[
     "writable_tmpfs",
     "mpi",
     "fabric",
+    "gpu",
+    "gpu_bind",
     "pmi",
     "host_mpi",
     "mpi_library",
@@ -171,6 +180,8 @@ impl Config {
             writable_tmpfs: Sourced::built_in(false),
             mpi: Sourced::built_in(MpiMode::Auto),
             fabric: Sourced::built_in(FabricMode::Auto),
+            gpu: Sourced::built_in(Gpus::Auto),
+            gpu_bind: Sourced::built_in(GpuBind::None),
             pmi: Sourced::built_in(PmiWay::Auto),
             host_mpi: Sourced::built_in(None),
             mpi_library: Sourced::built_in(None),
@@ -260,6 +271,8 @@ impl Config {
             writable_tmpfs |v| v;
             mpi |v| v;
             fabric |v| v;
+            gpu |v| v;
+            gpu_bind |v| v;
             pmi |v| v;
             host_mpi Some;
             mpi_library Some;
@@ -346,6 +359,8 @@ fn flag(key: &str) -> &'static str {
         "writable_tmpfs" => "--writable-tmpfs",
         "mpi" => "--mpi",
         "fabric" => "--fabric",
+        "gpu" => "--gpu",
+        "gpu_bind" => "--gpu-bind",
         "pmi" => "--pmi",
         "host_mpi" => "--host-mpi",
         "mpi_library" => "--mpi-library",
@@ -371,6 +386,9 @@ fn variables(environ: &Environ) -> Result<FileLayer> {
             &format!("{other:?} is neither true (1) nor false (0)"),
         )),
     };
+    let gpus = environ.get(&variable("gpu")).filter(|text| !text.is_empty());
+    let gpus = gpus.map(|text| Gpus::parse(&text)).transpose();
+    let gpus = gpus.map_err(|why| invalid(&Origin::Variable(variable("gpu")), &why))?;
     let path = |key| environ.get_os(&variable(key)).filter(|v| !v.is_empty()).map(PathBuf::from);
     Ok(FileLayer {
         binds: list("binds"),
@@ -383,6 +401,8 @@ fn variables(environ: &Environ) -> Result<FileLayer> {
         verbose: boolean("verbose")?,
         mpi: choice(environ, "mpi")?,
         fabric: choice(environ, "fabric")?,
+        gpu: gpus,
+        gpu_bind: choice(environ, "gpu_bind")?,
         pmi: choice(environ, "pmi")?,
         host_mpi: environ.get(&variable("host_mpi")).filter(|v| !v.is_empty()),
         mpi_library: path("mpi_library"),
@@ -435,6 +455,8 @@ fn flags(options: &Options) -> Result<FileLayer> {
         writable_tmpfs: options.writable_tmpfs.then_some(true),
         mpi: options.mpi,
         fabric: options.fabric,
+        gpu: options.gpu.clone(),
+        gpu_bind: options.gpu_bind,
         pmi: options.pmi,
         host_mpi: options.host_mpi.clone(),
         mpi_library: options.mpi_library.clone(),

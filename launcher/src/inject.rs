@@ -18,6 +18,7 @@ use crate::config::Config;
 use crate::environ::Environ;
 use crate::error::{Code, Error, Result};
 use crate::fabric;
+use crate::gpu;
 use crate::host::mpi::{Candidate, Surroundings, candidates, identify};
 use crate::job::JobStep;
 use crate::plan::MpiVerdict;
@@ -50,6 +51,8 @@ pub struct Decision {
     pub injection: Option<Injection>,
     /// How a helper serves it, where the launcher does not.
     pub wiring: Option<Wiring>,
+    /// A library of the program's that uses a GPU.
+    pub cuda: Option<String>,
     /// What a person should know.
     pub remarks: Vec<String>,
     /// The program that was judged, where that is not the command.
@@ -71,6 +74,7 @@ pub fn decide(case: &Case, command: Entry, detail: Detail) -> Result<Decision> {
 /// The same for a program that was looked at.
 pub fn decide_on(case: &Case, prober: &Prober, looked: Looked) -> Result<Decision> {
     let mode = case.config.mpi.value;
+    let cuda = gpu::needed_by_program(&looked.map);
     let mut tried = Tried::default();
     if mode == MpiMode::Host || mode == MpiMode::Auto && case.job.is_some() {
         tried = case.inject(prober, &looked)?;
@@ -91,6 +95,7 @@ pub fn decide_on(case: &Case, prober: &Prober, looked: Looked) -> Result<Decisio
             wiring,
             verdict: MpiVerdict::Inject { mpi, replaces, overridden },
             injection: Some(injection),
+            cuda,
             remarks,
             program: looked.entry,
             mixed: Some(map),
@@ -117,7 +122,7 @@ pub fn decide_on(case: &Case, prober: &Prober, looked: Looked) -> Result<Decisio
             let beneath = fabric::beneath(case, prober, &looked, verdict.own())?;
             remarks.extend(beneath.remarks);
             let (injection, mixed) = beneath.injection.unzip();
-            Ok(Decision { verdict, injection, wiring, remarks, program: looked.entry, mixed })
+            Ok(Decision { verdict, injection, wiring, cuda, remarks, program: looked.entry, mixed })
         }
         // The command only names that program, and may do something else with it.
         Err(e) if looked.remark.is_some() => {
@@ -126,6 +131,7 @@ pub fn decide_on(case: &Case, prober: &Prober, looked: Looked) -> Result<Decisio
                 verdict: MpiVerdict::NoneSeen,
                 injection: None,
                 wiring: None,
+                cuda,
                 remarks,
                 program: looked.entry,
                 mixed: None,

@@ -11,6 +11,7 @@ mod detached;
 mod environ;
 mod error;
 mod fabric;
+mod gpu;
 mod host;
 mod image;
 mod inject;
@@ -23,14 +24,18 @@ mod rank;
 mod report;
 mod sandbox;
 mod standalone;
+mod survey;
 mod verdict;
 
 use std::ffi::OsString;
 use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 
 use clap::Parser;
 use pmi_shim::launcher::{ASSUMED, VARIABLES};
 
+use crate::cdi::nvidia;
 use crate::cdi::registry::{self, Registry};
 use crate::cli::{Cdi, CheckArgs, Cli, Command, Run};
 use crate::config::Config;
@@ -39,6 +44,7 @@ use crate::error::{Code, EXIT_REFUSED, Error, Result};
 use crate::job::{JobStep, once};
 use crate::lock::Lock;
 use crate::rank::Request;
+use crate::survey::Survey;
 
 /// musl's own asks the kernel for every few objects.
 #[global_allocator]
@@ -109,6 +115,12 @@ fn dispatch(cli: Cli, environ: Environ, job: Option<JobStep>) -> Result<u8> {
     match (cli.command, cli.image) {
         (Some(Command::Config { json }), _) => show_config(&Config::load(&environ, None)?, json).map(|()| 0),
         (Some(Command::Cdi(Cdi::List { json })), _) => list_devices(&Config::load(&environ, None)?, json),
+        (Some(Command::Cdi(Cdi::Generate { output })), _) => generate(output.as_deref()).map(|()| 0),
+        (Some(Command::Survey { json }), _) => {
+            let daemon = job.as_ref().map(|job| job.daemon);
+            let survey = Survey::of_host(&Config::load(&environ, None)?, &environ, daemon)?;
+            print(&if json { to_json(&survey)? } else { survey.text() }).map(|()| 0)
+        }
         (Some(Command::Pmi(action)), _) => pmi::run(&action, &environ, job.as_ref()),
         (Some(Command::Check(mut args)), _) => {
             let json = args.json || wants_json(&mut args.run);
@@ -171,7 +183,7 @@ fn show_plan(request: &Request, json: bool) -> Result<()> {
 }
 
 /// The file is opened first: in the plan's namespaces its path may be covered.
-fn write_lock(request: &Request, path: &std::path::Path) -> Result<()> {
+fn write_lock(request: &Request, path: &Path) -> Result<()> {
     let failed = |e: std::io::Error| {
         let what = format!("cannot write {}: {e}", path.display());
         Error::new(Code::Usage, what, "name a file in a directory that can be written to")
@@ -183,7 +195,7 @@ fn write_lock(request: &Request, path: &std::path::Path) -> Result<()> {
 }
 
 /// Answers the exit status: 1 if anything differs.
-fn show_differences(request: &Request, path: &std::path::Path) -> Result<u8> {
+fn show_differences(request: &Request, path: &Path) -> Result<u8> {
     let there = Lock::read(path)?;
     let lines = request.lock()?.differences(&there);
     if lines.is_empty() {
@@ -202,6 +214,37 @@ fn list_devices(config: &Config, json: bool) -> Result<u8> {
         eprintln!("hpc-launch: {}: {}", fault.path.display(), fault.why);
     }
     Ok(u8::from(!registry.faults.is_empty()))
+}
+
+/// Describes this host's GPUs.
+fn generate(output: Option<&Path>) -> Result<()> {
+    let driver = host::gpu::nvidia().filter(|driver| !driver.gpus.is_empty()).ok_or_else(|| {
+        Error::new(
+            Code::DeviceMissing,
+            format!("there is nothing to describe: no driver of NVIDIA's is loaded on this host, or it knows no GPU ({})", host::gpu::VERSION),
+            "run on a node with GPUs, with its driver loaded",
+        )
+    })?;
+    let text = to_json(&nvidia::describe(&driver, None))?;
+    let Some(path) = output else { return print(&text) };
+    let failed = |e: std::io::Error| {
+        let what = format!("cannot write {}: {e}", path.display());
+        Error::new(
+            Code::Usage,
+            what,
+            "name a file of a directory that can be written to, as /etc/cdi/nvidia.json",
+        )
+    };
+    // Whole or not at all: programs may read it at any moment. Others must not write to it.
+    let mut unfinished = path.as_os_str().to_owned();
+    unfinished.push(format!(".{}", std::process::id()));
+    let options = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o644).open(&unfinished);
+    let written = options.and_then(|mut file| file.write_all(text.as_bytes()));
+    let placed = written.and_then(|()| std::fs::rename(&unfinished, path));
+    placed.map_err(|e| {
+        let _ = std::fs::remove_file(&unfinished);
+        failed(e)
+    })
 }
 
 fn show_config(config: &Config, json: bool) -> Result<()> {
@@ -231,6 +274,9 @@ fn show_config(config: &Config, json: bool) -> Result<()> {
     line("home", config.home.value.to_string(), &config.home.origin);
     line("writable_tmpfs", config.writable_tmpfs.value.to_string(), &config.writable_tmpfs.origin);
     line("mpi", format!("{:?}", config.mpi.value).to_lowercase(), &config.mpi.origin);
+    line("fabric", format!("{:?}", config.fabric.value).to_lowercase(), &config.fabric.origin);
+    line("gpu", String::from(config.gpu.value.clone()), &config.gpu.origin);
+    line("gpu_bind", named(&config.gpu_bind.value), &config.gpu_bind.origin);
     line("pmi", format!("{:?}", config.pmi.value).to_lowercase(), &config.pmi.origin);
     line("host_mpi", config.host_mpi.value.clone().unwrap_or("-".to_owned()), &config.host_mpi.origin);
     line("mpi_library", path(&config.mpi_library.value), &config.mpi_library.origin);
@@ -245,6 +291,11 @@ fn show_config(config: &Config, json: bool) -> Result<()> {
         line("locked", locked.value.join(", "), &locked.origin);
     }
     print(&out)
+}
+
+/// As it is written in files and on the command line.
+fn named(value: &impl clap::ValueEnum) -> String {
+    value.to_possible_value().map(|v| v.get_name().to_owned()).unwrap_or_default()
 }
 
 fn to_json(value: &impl serde::Serialize) -> Result<String> {

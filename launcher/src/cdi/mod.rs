@@ -7,6 +7,7 @@
 mod compat;
 mod files;
 mod hook;
+pub mod nvidia;
 pub mod registry;
 pub mod spec;
 
@@ -20,11 +21,12 @@ use serde::{Deserialize, Serialize};
 use self::compat::Compat;
 use self::files::Files;
 use self::hook::Known;
-use self::registry::{Registry, Source};
+use self::registry::{Described, Registry, Source};
 use self::spec::Edits;
 use crate::config::{Config, Sourced};
 use crate::environ::Environ;
 use crate::error::{Code, Error, Result};
+use crate::host::gpu::{self, Driver};
 use crate::plan::Change;
 use crate::plan::sources::{Want, Weight};
 
@@ -75,24 +77,41 @@ impl Devices {
     /// Looks up what was asked for; nothing where nothing was. To be called before a user namespace is entered, in
     /// which root's files would be nobody's.
     pub fn find(config: &Config, uid: u32) -> Result<Devices> {
-        let mut devices = Devices::default();
         if config.devices.is_empty() {
-            return Ok(devices);
+            return Ok(Devices::default());
         }
         let directories = &config.cdi_directories.value;
         let registry = Registry::read(directories, uid);
         let mut seen: BTreeSet<&str> = BTreeSet::new();
-        let mut common: Vec<Rc<Source>> = Vec::new();
-        let mut files = Files::default();
-        let mut hooks = Vec::new();
+        let mut described = Vec::new();
         for Sourced { value: name, origin } in &config.devices {
             let origin = origin.to_string();
             let found = registry.find(name, &origin, directories)?;
-            if !seen.insert(name) {
-                continue;
+            if seen.insert(name) {
+                described.push((name.clone(), origin, found.clone()));
             }
+        }
+        Devices::of(&described)
+    }
+
+    /// All GPUs of a driver that is loaded.
+    pub fn of_driver(driver: &Driver, origin: &str) -> Result<Devices> {
+        let spec = nvidia::describe(driver, Some(Path::new(LIBRARIES)));
+        let source = Rc::new(Source { path: gpu::VERSION.into(), spec });
+        let all = Described::in_source(&source, nvidia::ALL);
+        let name = format!("{}={}", nvidia::KIND, nvidia::ALL);
+        Devices::of(&all.map(|all| (name, origin.to_owned(), all)).into_iter().collect::<Vec<_>>())
+    }
+
+    /// What these devices need, each with its name and who asked for it.
+    fn of(described: &[(String, String, Described)]) -> Result<Devices> {
+        let mut devices = Devices::default();
+        let mut common: Vec<Rc<Source>> = Vec::new();
+        let mut files = Files::default();
+        let mut hooks = Vec::new();
+        for (name, origin, found) in described {
             let source = &found.source;
-            let by = By { device: name, origin: &origin, source };
+            let by = By { device: name, origin, source };
             let first = !common.iter().any(|known| Rc::ptr_eq(known, source));
             if first {
                 common.push(Rc::clone(source));
@@ -199,6 +218,18 @@ impl Devices {
 }
 
 impl Told {
+    /// This, and what others must be told.
+    pub fn and(mut self, other: Told) -> Told {
+        let is_other = |name: &String| other.variables.iter().any(|(known, ..)| known == name);
+        self.variables.retain(|(name, ..)| !is_other(name));
+        self.variables.extend(other.variables);
+        Told {
+            variables: self.variables,
+            first: self.first.or(other.first),
+            libraries: self.libraries || other.libraries,
+        }
+    }
+
     /// Adds it to an environment. What the user sets comes after it.
     pub fn apply(&self, environ: &mut Environ) -> Vec<Change> {
         let mut changes = Vec::new();

@@ -45,6 +45,12 @@ pub struct Described {
 }
 
 impl Described {
+    /// The device of this name in a description that is in no file.
+    pub fn in_source(source: &Rc<Source>, name: &str) -> Option<Described> {
+        let index = source.spec.devices.iter().position(|device| device.name == name)?;
+        Some(Described { source: Rc::clone(source), index, priority: 0 })
+    }
+
     /// It.
     pub fn device(&self) -> &Device {
         &self.source.spec.devices[self.index]

@@ -87,6 +87,12 @@ impl<'a> Planner<'a> {
         self.run.join("hpc-launch")
     }
 
+    /// Something more of the host.
+    pub fn show(&mut self, want: &Want, sources: &mut Sources) -> Result<()> {
+        let (handle, kind) = sources.add(want.clone())?;
+        self.bind(want, handle, kind, sources)
+    }
+
     /// The host's libraries, where their proof wants them.
     pub fn inject(&mut self, injection: &Injection, sources: &mut Sources) -> Result<()> {
         for shown in &injection.shown {
@@ -98,8 +104,7 @@ impl<'a> Planner<'a> {
                 why: shown.why.clone(),
                 weight: Weight::Injected,
             };
-            let (handle, kind) = sources.add(want.clone())?;
-            self.bind(&want, handle, kind, sources)?;
+            self.show(&want, sources)?;
         }
         let at = &injection.library_path;
         if let Lookup::Missing { parent, rest } = self.view.lookup(at).map_err(in_image(&self.image.given))? {

@@ -80,8 +80,8 @@ impl Request {
         let roots = Roots { image: &image, host: &host, tmp: asked.sources.tmp.as_deref() };
         let different = if names[0] == names[1] { &names[..1] } else { &names[..] };
         let kept = different.iter().find_map(|name| cache.find(name, asked.image, &roots));
-        if let Some(Kept { verdict, injection, wiring, remarks }) = kept {
-            return Ok(Decision { verdict, injection, wiring, remarks, program, mixed: None });
+        if let Some(Kept { verdict, injection, wiring, cuda, remarks }) = kept {
+            return Ok(Decision { verdict, injection, wiring, cuda, remarks, program, mixed: None });
         }
         // Programs without MPI are judged faster than looked up.
         let prober = Prober::new(asked.planner.view());
@@ -99,11 +99,11 @@ impl Request {
         let id = program.id;
         let command = view.find(&program.path).ok().flatten().unwrap_or(program);
         let decision = inject::decide(&case(&view, &host), command, detail)?;
-        let Decision { verdict, injection, wiring, remarks, .. } = &decision;
+        let Decision { verdict, injection, wiring, cuda, remarks, .. } = &decision;
         let (verdict, injection, wiring) = (verdict.clone(), injection.clone(), wiring.clone());
-        let remarks = remarks.clone();
+        let (cuda, remarks) = (cuda.clone(), remarks.clone());
         let name = &names[usize::from(decision.program.id != id)];
-        cache.keep(name, asked.image, &record, &Kept { verdict, injection, wiring, remarks });
+        cache.keep(name, asked.image, &record, &Kept { verdict, injection, wiring, cuda, remarks });
         Ok(decision)
     }
 

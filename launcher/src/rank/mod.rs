@@ -21,6 +21,8 @@ use crate::check::{self, Judged, Links, Report};
 use crate::config::Config;
 use crate::environ::Environ;
 use crate::error::{Code, Error, Result, in_image};
+use crate::gpu;
+use crate::host::gpu::Gpu;
 use crate::host::mpi::Surroundings;
 use crate::image::environment::ImageEnvironment;
 use crate::image::{Image, Kind, open_path};
@@ -138,7 +140,7 @@ impl Request {
         let shown: (Vec<&String>, _) = (shown.map(|b| &b.value).collect(), &config.cdi_directories.value);
         // Programs of one job may need different libraries: each gets what was proved for it.
         let mpi = (config.mpi.value, config.pmi.value, &config.host_mpi.value, &config.mpi_library.value);
-        let libraries = (mpi, config.fabric.value);
+        let libraries = (mpi, config.fabric.value, &config.gpu.value);
         let what = (
             (&image.path, image.id, &myself.cwd, shown, self.telling_words(), libraries),
             (config.home.value, self.environ.get_os("HOME"), directories, config.writable_tmpfs.value),
@@ -301,7 +303,7 @@ impl Request {
         let writable = self.config.writable_tmpfs.value;
         let mut planner = Planner::new(&mut view, image, &sources)?;
         let (workdir, note) = self.workdir(planner.view(), myself, &environment)?;
-        let (told, of_devices) = entered.devices.told(planner.view());
+        let (mut told, mut of_devices) = entered.devices.told(planner.view());
         let (mut environ, mut changes) =
             environment::make(&self.environ, &environment, &told, &self.config, &workdir);
         let command = self.command.first().map(OsString::as_os_str).unwrap_or_default();
@@ -309,7 +311,20 @@ impl Request {
         let id = program.id;
         let host = host_view(&sources)?;
         let asked = Asked { image, entered, planner: &planner, sources: &sources, host };
-        let decision = self.decide(asked, program, (&path, &workdir, &environ), detail)?;
+        let mut decision = self.decide(asked, program, (&path, &workdir, &environ), detail)?;
+        let (offered, needed) = (entered.gpus.as_ref(), decision.cuda.as_deref());
+        let given = gpu::give(offered, &self.config, &environment, planner.view(), needed)?;
+        decision.remarks.extend(given.remarks);
+        if let Some(devices) = given.devices {
+            let (more, notes) = devices.told(planner.view());
+            of_devices.extend(notes);
+            told = told.and(more);
+            (environ, changes) =
+                environment::make(&self.environ, &environment, &told, &self.config, &workdir);
+            for want in &devices.wants {
+                planner.show(want, &mut sources)?;
+            }
+        }
         let injected = decision.injection.as_ref().map(Injected::of);
         if let Some(injection) = &decision.injection {
             planner.inject(injection, &mut sources)?;
@@ -319,6 +334,11 @@ impl Request {
                 changes.retain(|c| c.name != change.name);
                 changes.push(change);
             }
+        }
+        let rank = self.job.as_ref().map(|job| &job.rank);
+        if let Some(change) = gpu::select(&given.gpus, &self.config, &self.environ, rank, &mut environ) {
+            changes.retain(|c| c.name != change.name);
+            changes.push(change);
         }
         let mut laid = planner.finish(writable, facts.overlays)?;
 
@@ -368,7 +388,8 @@ impl Request {
             wiring: decision.wiring.clone(),
             notes: remarks,
         };
-        let noted = Noted { image: environment, devices: told, injected, wiring: decision.wiring.clone() };
+        let wiring = decision.wiring.clone();
+        let noted = Noted { image: environment, devices: told, gpus: given.gpus, injected, wiring };
         Ok(Drafted { plan, sources, building, view, noted, environ, program: id, decision })
     }
 
@@ -493,6 +514,8 @@ struct Noted {
     image: ImageEnvironment,
     /// What the devices that were asked for need there.
     devices: Told,
+    /// Of which each rank gets its own.
+    gpus: Vec<Gpu>,
     /// What the host's MPI needs there.
     injected: Option<Injected>,
     /// How the helper serves the program's MPI.
@@ -516,6 +539,8 @@ struct Entered {
     around: Surroundings,
     /// The devices that were asked for. Inside, nobody could tell whose their descriptions are.
     devices: Devices,
+    /// The GPUs that programs may want.
+    gpus: Option<gpu::Offered>,
 }
 
 impl Entered {
@@ -528,11 +553,12 @@ impl Entered {
     ) -> Result<Entered> {
         let around = Surroundings::of(daemon);
         let devices = Devices::find(config, myself.uid)?;
+        let gpus = gpu::offered(config);
         let in_user_namespace = match of_step {
             Some(user) => namespace::join_user_namespace(user)?,
             None => namespace::new_user_namespace(myself.uid, myself.gid)?,
         };
-        Ok(Entered { in_user_namespace, around, devices })
+        Ok(Entered { in_user_namespace, around, devices, gpus })
     }
 }
 

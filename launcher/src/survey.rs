@@ -1,0 +1,141 @@
+//! `hpc-launch survey`: what this host has that programs in containers may need, and how that is known.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+use abi_probe::elf::Arch;
+use abi_probe::fabric::{self, Copy};
+use abi_probe::mpi::{Detail, Mpi};
+use abi_probe::prober::Prober;
+use abi_probe::rootfs::View;
+use serde::Serialize;
+
+use crate::config::Config;
+use crate::environ::Environ;
+use crate::error::{Error, Result};
+use crate::host::gpu::{self, Driver};
+use crate::host::mpi::{Surroundings, candidates, identify};
+
+/// Other devices that make messages faster: by which file, and what it is.
+const HELPERS: &[(&str, &str)] = &[
+    ("/dev/xpmem", "XPMEM: messages between processes without a copy"),
+    ("/dev/knem", "KNEM: messages between processes with one copy"),
+    ("/dev/gdrdrv", "GDRCopy: the processor reads a GPU's memory"),
+    ("/dev/kfd", "ROCm: GPUs of AMD; their libraries are the image's own"),
+];
+
+/// The layout's version.
+const VERSION: u32 = 1;
+
+/// What was found.
+#[derive(Debug, Serialize)]
+pub struct Survey {
+    version: u32,
+    mpis: Vec<FoundMpi>,
+    fabric_devices: Vec<String>,
+    fabric_libraries: Vec<FoundStack>,
+    nvidia: Option<Driver>,
+    helpers: Vec<FoundHelper>,
+}
+
+#[derive(Debug, Serialize)]
+struct FoundMpi {
+    mpi: Mpi,
+    why: String,
+}
+
+#[derive(Debug, Serialize)]
+struct FoundStack {
+    stack: &'static str,
+    #[serde(flatten)]
+    copy: Copy,
+}
+
+#[derive(Debug, Serialize)]
+struct FoundHelper {
+    path: PathBuf,
+    what: &'static str,
+}
+
+impl Survey {
+    /// Looks. `daemon`: the launcher's, if there is one.
+    pub fn of_host(config: &Config, environ: &Environ, daemon: Option<i32>) -> Result<Survey> {
+        let failed =
+            |e: abi_probe::Error| Error::step("looking at the host", std::io::Error::other(e.to_string()));
+        let around = Surroundings::of(daemon);
+        let view = View::host().map_err(failed)?;
+        let host = Prober::new(&view);
+        let mut mpis = Vec::new();
+        for candidate in candidates(&host, config, environ, &around)? {
+            if let Some(mpi) = identify(&host, &candidate, Detail::Version)? {
+                mpis.push(FoundMpi { mpi, why: candidate.why });
+            }
+        }
+        let library_path = environ.get("LD_LIBRARY_PATH");
+        let mut fabric_libraries = Vec::new();
+        for (stack, soname) in fabric::SONAMES {
+            let path = crate::host::fabric::library(&host, library_path.as_deref(), soname);
+            let Some(file) = path.and_then(|path| host.file(&path, Arch::NATIVE)) else { continue };
+            let heads = BTreeMap::from([((*soname).to_owned(), file)]);
+            if let Some(copy) = fabric::copy(&host, stack, &heads).map_err(failed)? {
+                fabric_libraries.push(FoundStack { stack, copy });
+            }
+        }
+        let helpers = HELPERS.iter().filter(|(path, _)| Path::new(path).exists());
+        let helpers = helpers.map(|(path, what)| FoundHelper { path: path.into(), what }).collect();
+        let fabric_devices = around.fabric;
+        Ok(Survey {
+            version: VERSION,
+            mpis,
+            fabric_devices,
+            fabric_libraries,
+            nvidia: gpu::nvidia(),
+            helpers,
+        })
+    }
+
+    /// For people.
+    pub fn text(&self) -> String {
+        let mut out = String::new();
+        let mut line = |name: &str, text: String| {
+            let _ = writeln!(out, "{name:<14} {text}");
+        };
+        for FoundMpi { mpi, why } in &self.mpis {
+            line("MPI", format!("{}: {why}", mpi.describe()));
+        }
+        if self.mpis.is_empty() {
+            line("MPI", "none".to_owned());
+        }
+        let devices = match self.fabric_devices.as_slice() {
+            [] => "none: nothing in /sys/class/infiniband or /sys/class/cxi*".to_owned(),
+            some => some.join(", "),
+        };
+        line("fabric", devices);
+        for FoundStack { stack, copy } in &self.fabric_libraries {
+            line("", copy.describe(stack));
+        }
+        match &self.nvidia {
+            None => line("GPUs", format!("none: no driver of NVIDIA's is loaded ({})", gpu::VERSION)),
+            Some(driver) => {
+                let where_ = match driver.libraries.first().and_then(|path| path.parent()) {
+                    Some(directory) => {
+                        format!("{} libraries in {}", driver.libraries.len(), directory.display())
+                    }
+                    None => format!("no libcuda.so.{}", driver.version),
+                };
+                line("GPUs", format!("NVIDIA's driver {} ({}), {where_}", driver.version, gpu::VERSION));
+                for (n, one) in driver.gpus.iter().enumerate() {
+                    let numa = one.numa.map(|node| format!(", memory node {node}")).unwrap_or_default();
+                    let text =
+                        format!("{}, {}, {}, /dev/nvidia{}{numa}", one.model, one.uuid, one.bus, one.minor);
+                    line(&format!("GPU {n}"), text);
+                }
+            }
+        }
+        for FoundHelper { path, what } in &self.helpers {
+            line("", format!("{} ({})", what, path.display()));
+        }
+        out
+    }
+}
