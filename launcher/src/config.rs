@@ -420,7 +420,9 @@ fn choice<T: ValueEnum>(environ: &Environ, key: &str) -> Result<Option<T>> {
         let names =
             T::value_variants().iter().filter_map(|v| Some(v.to_possible_value()?.get_name().to_owned()));
         let names: Vec<String> = names.collect();
-        invalid(&Origin::Variable(variable(key)), &format!("{text:?} is none of {}", names.join(", ")))
+        let (last, others) = names.split_last().map_or(("", &[][..]), |(last, others)| (last, others));
+        let known = format!("{} and {last}", others.join(", "));
+        invalid(&Origin::Variable(variable(key)), &format!("{text:?} is none of {known}"))
     })
 }
 

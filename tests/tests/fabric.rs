@@ -267,7 +267,9 @@ fn who_insists_is_told_why_not() {
     outcome.run().good().says(&["warning: --fabric=image (--fabric) changes nothing", "--mpi=bridge"]);
     let outcome =
         Run::launch(Who::User, [text(&image("bookworm-openmpi")), "true"]).env("HPC_LAUNCH_FABRIC", "fast");
-    outcome.run().refused("config-invalid", &["HPC_LAUNCH_FABRIC", "\"fast\" is none of auto, host, image"]);
+    outcome
+        .run()
+        .refused("config-invalid", &["HPC_LAUNCH_FABRIC", "\"fast\" is none of auto, host and image"]);
 }
 
 #[test]
