@@ -97,8 +97,7 @@ fn image(is_for_cuda: bool) -> Throwaway {
 }
 
 /// What a rank sees of it.
-const LOOK: &str =
-    "ls /run/hpc-launch/devices 2>/dev/null; echo path=$LD_LIBRARY_PATH visible=$CUDA_VISIBLE_DEVICES";
+const LOOK: &str = "for f in /run/hpc-launch/devices/*; do [ -e $f ] && echo ${f##*/}; done; echo path=$LD_LIBRARY_PATH visible=$CUDA_VISIBLE_DEVICES";
 
 fn skipped() -> bool {
     if !is_root() {
@@ -303,9 +302,8 @@ fn descriptions_for_others() {
     };
     let listed = run(&["cdi", "list"]).good();
     assert_eq!(listed.out().lines().count(), 5, "{listed}");
-    let by_name =
-        run(&["--device=nvidia.com/gpu=all", text(&root), "sh", "-c", "ls /run/hpc-launch/devices"]).good();
-    let by_itself = machine.run(Who::Root, &[text(&root), "sh", "-c", "ls /run/hpc-launch/devices"]).good();
+    let by_name = run(&["--device=nvidia.com/gpu=all", text(&root), "sh", "-c", LOOK]).good();
+    let by_itself = machine.run(Who::Root, &[text(&root), "sh", "-c", LOOK]).good();
     assert!(by_name.out().contains("libcuda.so.1\n") && by_itself.out().contains("libcuda.so.1\n"));
     // Without a driver there is nothing to describe.
     let none = Run::launch(Who::User, ["cdi", "generate"]).run();
