@@ -218,12 +218,9 @@ pub fn give<'a>(
                     "run on a node with GPUs, or load the driver; --gpu=auto runs without",
                 ));
             }
-            (false, Some(why)) if needed.is_some() => given.remarks.push(format!(
+            (false, Some(why)) => given.remarks.push(format!(
                 "{WARNING}{why}, and no driver of NVIDIA's is loaded on this host: it will find no GPU"
             )),
-            (false, Some(why)) => {
-                given.remarks.push(format!("{why}, and no driver of NVIDIA's is loaded on this host"));
-            }
             (false, None) => {}
         }
         return Ok(given);

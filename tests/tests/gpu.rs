@@ -123,6 +123,11 @@ fn images_and_programs_for_cuda_get_the_driver() {
         }
         assert!(!said.contains("GLX") && !said.contains("535.1"), "{outcome}");
         assert!(said.ends_with("path=/run/hpc-launch/devices visible=\n"), "{outcome}");
+        // Without any GPU that is told, once for all ranks.
+        let outcome =
+            Run::launch(*who, ["-n", "2", "--oversubscribe", text(&made.root()), "true"]).run().good();
+        let said = "warning: the image has NVIDIA_VISIBLE_DEVICES=all, and no driver of NVIDIA's is loaded";
+        assert_eq!(outcome.err().matches(said).count(), 1, "{outcome}");
         // Silently nothing for others, and for who does not want it.
         let plain = image(false);
         let nothing = "path= visible=\n";
