@@ -223,6 +223,15 @@ impl Installation {
             }
             found.push((linked.name.clone(), Library { file: Rc::clone(file), needed_by }));
         }
+        // A provider of verbs may be a library that others need by its own name (libmlx5-rdmav34.so is libmlx5.so.1):
+        // the two must not be of different sides.
+        for opened in &map.opened {
+            let Some(file) = opened.objects.first().and_then(|o| o.linked.file.as_ref()) else { continue };
+            if let Some(soname) = file.object.soname.as_ref().filter(|name| parts::stack(name).is_some()) {
+                let library = Library { file: Rc::clone(file), needed_by: opened.name.clone() };
+                found.push((soname.clone(), library));
+            }
+        }
         for (name, library) in found {
             if parts::is_libc(&name) {
                 if name == "libc.so.6" {

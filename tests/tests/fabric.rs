@@ -234,6 +234,45 @@ fn a_copy_that_is_found_first_is_covered() {
     }
 }
 
+/// Trixie's libmlx5 on bookworm's libibverbs: equal numbers of the private interface, and a symbol that is nowhere.
+#[test]
+fn a_mixture_of_two_releases_is_named_and_never_made() {
+    let triple = format!("usr/lib/{}-linux-gnu", std::env::consts::ARCH);
+    let newer = fs::canonicalize(host::image("trixie-mpich").join(&triple).join("libmlx5.so.1"))
+        .expect("in the image");
+    let dir = directory("/var/tmp");
+    let script = format!(
+        "echo 'int main(void) {{ return 0; }}' > m.c && cc m.c -o program -Wl,--no-as-needed -Wl,--allow-shlib-undefined \
+         -L {0} -l:libmlx5.so.1 -l:libibverbs.so.1 && chmod -R a+rX .",
+        host::image("bookworm-mpich").join(&triple).display()
+    );
+    let made = Command::new("sh").args(["-euc", &script]).current_dir(dir.path()).status();
+    assert!(made.expect("a shell").success());
+    let image = host::image("bookworm-mpich");
+    let old = fs::canonicalize(image.join(&triple).join("libmlx5.so.1")).expect("in the image");
+    let at = Path::new("/").join(&triple).join(old.file_name().expect("a name"));
+    let (app, mixed) =
+        (format!("{}:/opt/app:ro", dir.path().display()), format!("{}:{}:ro", newer.display(), at.display()));
+    let check = |options: &[&str]| {
+        let bound = ["check", "-v", "--bind", &app, "--bind", &mixed];
+        let arguments = bound.iter().chain(options).copied();
+        Run::launch(Who::User, arguments.chain([text(&image), "/opt/app/program"])).run()
+    };
+    // Forced by hand it is seen, with the file and the symbol.
+    let outcome = check(&[]);
+    assert!(
+        outcome.out().contains("ibv_cmd_create_cq_ex2") && outcome.out().contains("libmlx5.so"),
+        "{outcome}"
+    );
+    // The host's set is whole: nothing of another release is left to be loaded.
+    let outcome = check(&["--fabric=host"]).good();
+    assert!(!outcome.out().contains("ibv_cmd_create_cq_ex2"), "{outcome}");
+    let whole = |name: &str| format!("{name} => /run/hpc-launch/lib/{name}");
+    for name in ["libmlx5.so.1", "libibverbs.so.1"] {
+        assert!(outcome.out().contains(&whole(name)), "{name}\n{outcome}");
+    }
+}
+
 #[test]
 fn who_insists_is_told_why_not() {
     let image = |name: &str| host::image(name);
