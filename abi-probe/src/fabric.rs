@@ -11,25 +11,39 @@ use std::rc::Rc;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
-use crate::install::Installation;
 use crate::linkmap::LinkMap;
 use crate::parts;
 use crate::prober::{Probed, Prober};
 
-/// Of a stack, the libraries that others ask for, the foremost first.
-const HEADS: &[(&str, &[&str])] = &[
-    ("UCX", &["libucp", "libuct"]),
-    ("libfabric", &["libfabric"]),
-    ("PSM", &["libpsm2", "libpsm_infinipath"]),
-    ("verbs", &["libibverbs", "librdmacm"]),
-];
+/// A stack, as others see it.
+#[derive(Debug)]
+pub struct Stack {
+    /// Its name.
+    pub name: &'static str,
+    /// The libraries that others ask for, without version, the foremost first.
+    heads: &'static [&'static str],
+    /// The foremost, by the name by which programs ask for it.
+    pub soname: &'static str,
+    /// The foremost says of which release it is, and that decides beside the symbols.
+    pub tells_release: bool,
+}
 
-/// Of a stack, the library that says which it is, by the name by which programs ask for it.
-pub const SONAMES: &[(&str, &str)] = &[
-    ("UCX", "libucp.so.0"),
-    ("libfabric", "libfabric.so.1"),
-    ("PSM", "libpsm2.so.2"),
-    ("verbs", "libibverbs.so.1"),
+/// All that are known.
+pub const STACKS: &[Stack] = &[
+    Stack { name: "UCX", heads: &["libucp", "libuct"], soname: "libucp.so.0", tells_release: true },
+    Stack { name: "libfabric", heads: &["libfabric"], soname: "libfabric.so.1", tells_release: true },
+    Stack {
+        name: "PSM",
+        heads: &["libpsm2", "libpsm_infinipath"],
+        soname: "libpsm2.so.2",
+        tells_release: false,
+    },
+    Stack {
+        name: "verbs",
+        heads: &["libibverbs", "librdmacm"],
+        soname: "libibverbs.so.1",
+        tells_release: false,
+    },
 ];
 
 /// A release: major, minor, patch.
@@ -113,39 +127,22 @@ impl Copy {
 /// A stack that a process uses.
 #[derive(Clone, Debug)]
 pub struct Used {
-    /// Its name.
-    pub stack: &'static str,
+    /// Which.
+    pub stack: &'static Stack,
     /// The libraries that are asked for, by the names by which they are.
     pub heads: BTreeMap<String, Rc<Probed>>,
 }
 
-impl Used {
-    /// What it is.
-    pub fn copy(&self, prober: &Prober) -> Result<Option<Copy>> {
-        copy(prober, self.stack, &self.heads)
-    }
-}
-
-/// The stacks that an MPI and its plugins use.
-pub fn of_mpi(installation: &Installation) -> Vec<Used> {
-    used(installation.libraries.iter().map(|(name, library)| (name.as_str(), &library.file)))
-}
-
-/// The stacks that a program uses.
+/// The stacks that a program uses, with all that it opens.
 pub fn of_program(map: &LinkMap) -> Vec<Used> {
     let opened = map.opened.iter().flat_map(|o| o.objects.iter().map(|o| &o.linked));
-    used(map.objects.iter().chain(opened).filter_map(|o| Some((o.name.as_str(), o.file.as_ref()?))))
-}
-
-fn used<'a>(libraries: impl Iterator<Item = (&'a str, &'a Rc<Probed>)>) -> Vec<Used> {
-    let mut found: Vec<Used> =
-        HEADS.iter().map(|(stack, _)| Used { stack, heads: BTreeMap::new() }).collect();
+    let libraries = map.objects.iter().chain(opened).filter_map(|o| Some((&o.name, o.file.as_ref()?)));
+    let mut found: Vec<Used> = STACKS.iter().map(|stack| Used { stack, heads: BTreeMap::new() }).collect();
     for (name, file) in libraries {
         let name = parts::file_name(name);
-        for (used, (_, heads)) in found.iter_mut().zip(HEADS) {
-            if heads.contains(&parts::stem(name).0) {
-                used.heads.insert(name.to_owned(), Rc::clone(file));
-            }
+        let stem = parts::stem(name).0;
+        if let Some(used) = found.iter_mut().find(|used| used.stack.heads.contains(&stem)) {
+            used.heads.insert(name.to_owned(), Rc::clone(file));
         }
     }
     found.retain(|used| !used.heads.is_empty());
@@ -153,23 +150,19 @@ fn used<'a>(libraries: impl Iterator<Item = (&'a str, &'a Rc<Probed>)>) -> Vec<U
 }
 
 /// What a stack's libraries are; `None`: there are none.
-pub fn copy(prober: &Prober, stack: &str, heads: &BTreeMap<String, Rc<Probed>>) -> Result<Option<Copy>> {
-    let order = HEADS.iter().find(|(name, _)| *name == stack).map_or(&[][..], |(_, heads)| heads);
-    let first = |stem: &&str| heads.iter().find(|(name, _)| parts::stem(name).0 == *stem);
-    let Some((name, file)) = order.iter().find_map(first) else { return Ok(None) };
-    Ok(Some(Copy { release: release(prober, name, file)?, library: file.path.clone() }))
-}
-
-/// Whether the release of a stack decides, beside its symbols.
-pub fn tells_release(stack: &str) -> bool {
-    matches!(stack, "UCX" | "libfabric")
+pub fn copy(prober: &Prober, stack: &Stack, heads: &BTreeMap<String, Rc<Probed>>) -> Result<Option<Copy>> {
+    let named = |stem: &&str| heads.iter().find(|(name, _)| parts::stem(name).0 == *stem);
+    let Some((place, (_, file))) =
+        stack.heads.iter().enumerate().find_map(|(n, stem)| Some((n, named(stem)?)))
+    else {
+        return Ok(None);
+    };
+    let release = if stack.tells_release && place == 0 { release(prober, file)? } else { None };
+    Ok(Some(Copy { release, library: file.path.clone() }))
 }
 
 /// From a library's constants: UCX's PACKAGE_VERSION, libfabric's likewise.
-fn release(prober: &Prober, name: &str, file: &Probed) -> Result<Option<Release>> {
-    if !matches!(parts::stem(name).0, "libucp" | "libfabric") {
-        return Ok(None);
-    }
+fn release(prober: &Prober, file: &Probed) -> Result<Option<Release>> {
     let bytes = prober.open(file)?;
     Ok(file.object.find_constant(&bytes, |constant| {
         let is_of_text = |b: &u8| !b.is_ascii_digit() && *b != b'.';
@@ -196,10 +189,11 @@ mod tests {
 
     #[test]
     fn every_head_is_of_its_stack() {
-        for (stack, heads) in HEADS {
+        for Stack { name, heads, soname, .. } in STACKS {
             for head in *heads {
-                assert_eq!(parts::stack(head), Some(*stack), "{head}");
+                assert_eq!(parts::stack(head), Some(*name), "{head}");
             }
+            assert_eq!(parts::stem(soname).0, heads[0]);
         }
     }
 }

@@ -299,6 +299,11 @@ impl Installation {
         Ok(())
     }
 
+    /// Plugins that are an MPI's own: not those that the stacks of fabrics beneath it open themselves.
+    pub fn own_plugins(&self) -> impl Iterator<Item = &PathBuf> {
+        self.directories.iter().filter(|d| parts::stack(&d.of).is_none()).flat_map(|d| &d.plugins)
+    }
+
     /// Directories to be shown, each with what is below it: those that lie in another one are not named again.
     pub fn outermost(&self) -> impl Iterator<Item = &Directory> {
         let inner = |d: &Directory| {

@@ -399,11 +399,11 @@ fn variables(environ: &Environ) -> Result<FileLayer> {
         home: boolean("home")?,
         writable_tmpfs: boolean("writable_tmpfs")?,
         verbose: boolean("verbose")?,
-        mpi: choice(environ, "mpi")?,
-        fabric: choice(environ, "fabric")?,
+        mpi: choice(environ, "mpi", false)?,
+        fabric: choice(environ, "fabric", false)?,
         gpu: gpus,
-        gpu_bind: choice(environ, "gpu_bind")?,
-        pmi: choice(environ, "pmi")?,
+        gpu_bind: choice(environ, "gpu_bind", false)?,
+        pmi: choice(environ, "pmi", true)?,
         host_mpi: environ.get(&variable("host_mpi")).filter(|v| !v.is_empty()),
         mpi_library: path("mpi_library"),
         decisions: path("decisions"),
@@ -413,10 +413,10 @@ fn variables(environ: &Environ) -> Result<FileLayer> {
     })
 }
 
-/// One of the names that a flag of this key takes.
-fn choice<T: ValueEnum>(environ: &Environ, key: &str) -> Result<Option<T>> {
+/// One of the names that a flag of this key takes; `any_case`: capital letters too.
+fn choice<T: ValueEnum>(environ: &Environ, key: &str, any_case: bool) -> Result<Option<T>> {
     let Some(text) = environ.get(&variable(key)).filter(|text| !text.is_empty()) else { return Ok(None) };
-    T::from_str(&text, false).map(Some).map_err(|_| {
+    T::from_str(&text, any_case).map(Some).map_err(|_| {
         let names =
             T::value_variants().iter().filter_map(|v| Some(v.to_possible_value()?.get_name().to_owned()));
         let names: Vec<String> = names.collect();

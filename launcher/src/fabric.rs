@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 
 use abi_probe::elf::Arch;
 use abi_probe::fabric::{self, Fabric, Used};
-use abi_probe::inject::{self, Injection, Question};
+use abi_probe::inject::Injection;
 use abi_probe::install::{self, Installation};
 use abi_probe::ldso::Loader;
-use abi_probe::linkmap::{Circumstances, LinkMap, Scope};
+use abi_probe::linkmap::LinkMap;
 use abi_probe::mpi::Mpi;
 use abi_probe::obstacle::Obstacle;
 use abi_probe::prober::Prober;
@@ -82,8 +82,7 @@ impl Choice<'_> {
         if Loader::of(&interp.display().to_string()) == Loader::Musl {
             return Ok(Err(vec![refusal(&Obstacle::Musl { interp: interp.clone() })]));
         }
-        let environ = self.case.started.environ;
-        let (library_path, preload) = (environ.get("LD_LIBRARY_PATH"), environ.get("LD_PRELOAD"));
+        let library_path = self.case.started.environ.get("LD_LIBRARY_PATH");
         let own = match mpi.filter(|mpi| mpi.library != *program) {
             Some(mpi) => {
                 install::look(self.prober, &mpi.library, library_path.as_deref()).map_err(&failed)?
@@ -92,16 +91,11 @@ impl Choice<'_> {
         };
         // What the image's MPI opens must bind to the host's as well as what the program opens itself.
         let mut opens = self.looked.opens.clone();
-        opens.extend(own.iter().flat_map(plugins));
-        let how = Circumstances {
-            library_path: library_path.as_deref(),
-            preload: preload.as_deref(),
-            directory: self.case.started.workdir,
-            scope: Scope::Whole,
-            opens: &opens,
-            ..Circumstances::default()
-        };
-        let whole = self.prober.program(&self.looked.entry, &how).map_err(&failed)?;
+        opens.extend(
+            own.iter().flat_map(Installation::own_plugins).map(|plugin| plugin.display().to_string()),
+        );
+        let whole = self.case.whole(&opens, |how| self.prober.program(&self.looked.entry, how));
+        let whole = whole.map_err(&failed)?;
         let Ok(whole) = whole else { return Ok(Ok(None)) };
         let host = Prober::new(self.case.host);
         let (heads, fabrics) = match self.pair(&host, &fabric::of_program(&whole))? {
@@ -112,17 +106,8 @@ impl Choice<'_> {
         let name = fabrics.iter().map(|f| f.host.describe(&f.stack)).collect::<Vec<_>>().join(", ");
         let found = install::look_at_fabric(&host, &heads, name, host_path.as_deref()).map_err(&failed)?;
         let Some(installation) = found else { return Ok(Ok(None)) };
-        let question = Question {
-            view: self.case.started.view,
-            program: &self.looked.entry,
-            how: &how,
-            private: &self.case.private,
-            host: &host,
-            host_library_path: host_path.as_deref(),
-        };
-        let Some(mut outcome) = inject::prove(&question, &installation).map_err(&failed)? else {
-            return Ok(Ok(None));
-        };
+        let proof = self.case.lay_under(self.looked, &opens, &host, &installation)?;
+        let Some(mut outcome) = proof else { return Ok(Ok(None)) };
         let is_forced = self.insists && outcome.obstacles.iter().all(Obstacle::is_latent);
         if !outcome.obstacles.is_empty() && !is_forced {
             let refused = outcome.obstacles.iter().map(|obstacle| {
@@ -147,7 +132,10 @@ impl Choice<'_> {
         let library_path = self.case.outside.get("LD_LIBRARY_PATH");
         let (mut paired, mut why_not) = (Paired::default(), Vec::new());
         for used in used {
-            let Some(image) = used.copy(self.prober).map_err(&failed)? else { continue };
+            let stack = used.stack;
+            let Some(image) = fabric::copy(self.prober, stack, &used.heads).map_err(&failed)? else {
+                continue;
+            };
             let mut ours = BTreeMap::new();
             for name in used.heads.keys() {
                 let path = host::fabric::library(host, library_path.as_deref(), name);
@@ -157,13 +145,15 @@ impl Choice<'_> {
             }
             let missing = used.heads.keys().find(|name| !ours.contains_key(*name));
             if let Some(name) = missing {
-                let whose = image.describe(used.stack);
+                let whose = image.describe(stack.name);
                 self.remarks.push(format!("the image's own {whose} stays: this host has no {name}"));
                 continue;
             }
-            let Some(host_copy) = fabric::copy(host, used.stack, &ours).map_err(&failed)? else { continue };
-            let fabric = Fabric { stack: used.stack.to_owned(), host: host_copy, image };
-            why_not.extend(too_old(&fabric));
+            let Some(host_copy) = fabric::copy(host, stack, &ours).map_err(&failed)? else { continue };
+            let fabric = Fabric { stack: stack.name.to_owned(), host: host_copy, image };
+            if stack.tells_release {
+                why_not.extend(too_old(&fabric));
+            }
             paired.0.extend(ours);
             paired.1.push(fabric);
         }
@@ -174,26 +164,17 @@ impl Choice<'_> {
 /// Libraries of the host by the names that are asked for, and what they replace.
 type Paired = (BTreeMap<String, std::rc::Rc<abi_probe::prober::Probed>>, Vec<Fabric>);
 
-/// Plugins of an MPI that may need a fabric: not the fabrics' own.
-fn plugins(installation: &Installation) -> impl Iterator<Item = String> {
-    let of_fabric = |of: &str| {
-        let used = fabric::of_mpi(installation);
-        used.iter().any(|u| u.heads.values().any(|file| file.path.display().to_string() == of))
-    };
-    let directories = installation.directories.iter().filter(move |d| !of_fabric(&d.of));
-    directories.flat_map(|d| d.plugins.iter().map(|p| p.display().to_string()))
-}
-
 /// A host's release that is older than the image's, or not told.
 fn too_old(fabric: &Fabric) -> Option<Error> {
     let Fabric { stack, host, image } = fabric;
-    if !fabric::tells_release(stack) || host.release.is_some() && host.release >= image.release {
+    if host.release.is_some() && host.release >= image.release {
         return None;
     }
+    let is = if host.release.is_some() { "is older than" } else { "does not tell whether it is older than" };
     Some(Error::new(
         Code::FabricTooOld,
         format!(
-            "the host's {} is older than the image's {}, which the image's MPI was built with",
+            "the host's {} {is} the image's {}, which the image's MPI was built with",
             host.describe(stack),
             image.describe(stack)
         ),

@@ -8,14 +8,14 @@ use std::path::Path;
 use abi_probe::linkmap::LinkMap;
 use abi_probe::rootfs::View;
 use clap::ValueEnum;
-use nix::sched::{CpuSet, sched_getaffinity};
 use pmi_shim::launcher::Rank;
 use serde::{Deserialize, Serialize};
 
 use crate::cdi::{Devices, nvidia};
-use crate::config::{Config, Origin, Sourced};
+use crate::config::{Config, Sourced};
 use crate::environ::Environ;
 use crate::error::{Code, Error, Result};
+use crate::host::allowed_processors;
 use crate::host::gpu::{Distances, Driver, Gpu};
 use crate::image::environment::ImageEnvironment;
 use crate::inject::WARNING;
@@ -30,6 +30,9 @@ const NOTHING: &[&str] = &["", "none", "void"];
 const TREE: &str = "/usr/local/cuda";
 /// Libraries that no program needs that does not use a GPU: how their names begin.
 const LIBRARIES: &[&str] = &["libcuda.so.", "libcudart.so.", "libnvidia-ml.so."];
+
+/// So much of a text of the image's is printed.
+const MAX_SHOWN: usize = 120;
 
 /// Whether programs get GPUs.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -110,14 +113,18 @@ pub struct Offered {
 
 /// What this host has, if anybody may want it.
 pub fn offered(config: &Config) -> Option<Offered> {
-    // Whoever asks for devices by name knows better.
-    let is_named = config.devices.iter().any(|d| d.value.starts_with(&format!("{}=", nvidia::KIND)));
-    if config.gpu.value == Gpus::None || is_named {
+    if config.gpu.value == Gpus::None || are_named(config) {
         return None;
     }
     let driver = crate::host::gpu::nvidia()?;
     let devices = usable(&driver, &config.gpu);
     Some(Offered { driver, devices })
+}
+
+/// Whoever asks for devices by name knows better.
+fn are_named(config: &Config) -> bool {
+    let kind = |name: &str| name.split_once('=').is_some_and(|(kind, _)| kind == nvidia::KIND);
+    config.devices.iter().any(|device| kind(&device.value))
 }
 
 fn usable(driver: &Driver, asked: &Sourced<Gpus>) -> Result<Devices> {
@@ -161,14 +168,19 @@ pub fn needed_by_program(map: &LinkMap) -> Option<String> {
     all.into_iter().find(is_cuda).cloned()
 }
 
+/// A text of the image's, as it may be printed: no terminal's commands, no page of it.
+fn shown(text: &str) -> String {
+    text.escape_debug().take(MAX_SHOWN).collect()
+}
+
 /// Why GPUs are wanted, if they are.
 fn wanted(image: &ImageEnvironment, view: &View, needed: Option<&str>) -> Option<String> {
     if let Some(library) = needed {
-        return Some(format!("the program needs {library}"));
+        return Some(format!("the program needs {}", shown(library)));
     }
     let said = |name: &str| {
         let value = image.env.iter().rev().find(|(known, _)| known == name)?;
-        (!NOTHING.contains(&value.1.as_str())).then(|| format!("the image has {name}={}", value.1))
+        (!NOTHING.contains(&value.1.as_str())).then(|| format!("the image has {name}={}", shown(&value.1)))
     };
     // Who says that nothing is wanted is believed.
     if image.env.iter().any(|(name, value)| name == OF_IMAGES[0] && NOTHING.contains(&value.as_str())) {
@@ -207,9 +219,8 @@ pub fn give<'a>(
     }
     let why = wanted(image, view, needed);
     let Some(offered) = offered else {
-        let is_named = config.devices.iter().any(|d| d.value.starts_with(nvidia::KIND));
         match (insists, why) {
-            _ if is_named => {}
+            _ if are_named(config) => {}
             (true, _) => {
                 let which = String::from(asked.value.clone());
                 return Err(Error::new(
@@ -287,12 +298,12 @@ pub fn select(
         (GpuBind::None, _) | (_, None) => None,
         (GpuBind::RoundRobin, Some(local)) => gpus.get(local as usize % gpus.len()),
         (GpuBind::Closest, Some(local)) => {
-            Distances::of(Path::new("/sys"), &processors()).closest(gpus, local)
+            Distances::of(Path::new("/sys"), &allowed_processors()).closest(gpus, local)
         }
     };
     let (value, why) = match one {
         Some(gpu) => {
-            (gpu.uuid.clone(), format!("the GPU of local rank {} ({})", local.unwrap_or(0), origin(bind)))
+            (gpu.uuid.clone(), format!("the GPU of local rank {} ({})", local.unwrap_or(0), bind.origin))
         }
         None if named => {
             let list: Vec<&str> = gpus.iter().map(|gpu| gpu.uuid.as_str()).collect();
@@ -302,16 +313,6 @@ pub fn select(
     };
     environ.set(VISIBLE, &value);
     Some(Change { name: VISIBLE.to_owned(), value: Some(value), why })
-}
-
-fn origin(bind: &Sourced<GpuBind>) -> &Origin {
-    &bind.origin
-}
-
-/// Those that this rank may run on.
-fn processors() -> Vec<usize> {
-    let Ok(set) = sched_getaffinity(nix::unistd::Pid::from_raw(0)) else { return Vec::new() };
-    (0..CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap_or(false)).collect()
 }
 
 #[cfg(test)]
@@ -344,6 +345,11 @@ mod tests {
         );
         assert_eq!(why(&[("NVIDIA_VISIBLE_DEVICES", "void"), ("CUDA_VERSION", "12.4")]), None);
         assert_eq!(why(&[("CUDA_VERSION", "12.4")]).unwrap(), "the image has CUDA_VERSION=12.4");
+        let hostile = why(&[("CUDA_VERSION", &format!("\x1b[2J\n{}", "9".repeat(100_000)))]).unwrap();
+        assert!(
+            hostile.starts_with("the image has CUDA_VERSION=\\u{1b}[2J\\n99") && hostile.len() < 200,
+            "{hostile}"
+        );
         assert_eq!(
             wanted(&image(&[]), &view, Some("libcuda.so.1")).unwrap(),
             "the program needs libcuda.so.1"

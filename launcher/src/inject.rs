@@ -3,8 +3,8 @@
 
 use std::path::PathBuf;
 
-use abi_probe::inject::{self, Injection, Question};
-use abi_probe::install;
+use abi_probe::inject::{self, Injection, Outcome, Question};
+use abi_probe::install::{self, Installation};
 use abi_probe::linkmap::{Circumstances, LinkMap, Problem, Scope};
 use abi_probe::mpi::{self, Detail, Mpi};
 use abi_probe::obstacle::Obstacle;
@@ -153,6 +153,43 @@ struct Tried {
 }
 
 impl Case<'_> {
+    /// The program as it will be started, all of it, opening these.
+    pub fn whole<T>(&self, opens: &[String], ask: impl FnOnce(&Circumstances) -> T) -> T {
+        let environ = self.started.environ;
+        let (library_path, preload) = (environ.get("LD_LIBRARY_PATH"), environ.get("LD_PRELOAD"));
+        ask(&Circumstances {
+            library_path: library_path.as_deref(),
+            preload: preload.as_deref(),
+            directory: self.started.workdir,
+            scope: Scope::Whole,
+            opens,
+            ..Circumstances::default()
+        })
+    }
+
+    /// The proof that something of the host's may lie under the program, which opens these.
+    pub fn lay_under(
+        &self,
+        looked: &Looked,
+        opens: &[String],
+        host: &Prober,
+        installation: &Installation,
+    ) -> Result<Option<Outcome>> {
+        let library_path = self.outside.get("LD_LIBRARY_PATH");
+        let proof = self.whole(opens, |how| {
+            let question = Question {
+                view: self.started.view,
+                program: &looked.entry,
+                how,
+                private: &self.private,
+                host,
+                host_library_path: library_path.as_deref(),
+            };
+            inject::prove(&question, installation)
+        });
+        proof.map_err(verdict::unreadable(&looked.map.program))
+    }
+
     fn inject(&self, prober: &Prober, looked: &Looked) -> Result<Tried> {
         let failed = verdict::unreadable(&looked.map.program);
         let mut tried = Tried::default();
@@ -216,26 +253,7 @@ impl Case<'_> {
         let Some((installation, mpi)) = found.and_then(|i| i.mpi.clone().map(|mpi| (i, mpi))) else {
             return Ok(());
         };
-        let environ = self.started.environ;
-        let (inside_path, preload) = (environ.get("LD_LIBRARY_PATH"), environ.get("LD_PRELOAD"));
-        let how = Circumstances {
-            library_path: inside_path.as_deref(),
-            preload: preload.as_deref(),
-            directory: self.started.workdir,
-            scope: Scope::Whole,
-            opens: &looked.opens,
-            ..Circumstances::default()
-        };
-        let question = Question {
-            view: self.started.view,
-            program: &looked.entry,
-            how: &how,
-            private: &self.private,
-            host,
-            host_library_path: library_path.as_deref(),
-        };
-        let program_failed = verdict::unreadable(&looked.map.program);
-        let Some(outcome) = inject::prove(&question, &installation).map_err(&program_failed)? else {
+        let Some(outcome) = self.lay_under(looked, &looked.opens, host, &installation)? else {
             return Ok(());
         };
         let mode = self.config.mpi.value;

@@ -74,12 +74,12 @@ impl Survey {
         }
         let library_path = environ.get("LD_LIBRARY_PATH");
         let mut fabric_libraries = Vec::new();
-        for (stack, soname) in fabric::SONAMES {
-            let path = crate::host::fabric::library(&host, library_path.as_deref(), soname);
+        for stack in fabric::STACKS {
+            let path = crate::host::fabric::library(&host, library_path.as_deref(), stack.soname);
             let Some(file) = path.and_then(|path| host.file(&path, Arch::NATIVE)) else { continue };
-            let heads = BTreeMap::from([((*soname).to_owned(), file)]);
+            let heads = BTreeMap::from([(stack.soname.to_owned(), file)]);
             if let Some(copy) = fabric::copy(&host, stack, &heads).map_err(failed)? {
-                fabric_libraries.push(FoundStack { stack, copy });
+                fabric_libraries.push(FoundStack { stack: stack.name, copy });
             }
         }
         let helpers = HELPERS.iter().filter(|(path, _)| Path::new(path).exists());

@@ -6,26 +6,21 @@ use abi_probe::elf::Arch;
 use abi_probe::ldso::Cpu;
 use abi_probe::prober::Prober;
 
+use super::names;
+
 /// Where the kernel lists devices by class. InfiniBand, RoCE, iWARP, EFA and Omni-Path are all `infiniband`
 /// (drivers/infiniband/core/device.c, ib_class); Slingshot's are `cxi` and `cxi_user`.
 const CLASSES: &str = "/sys/class";
 
 /// Names of the fabric devices, as `infiniband/mlx5_0`: none on most machines, which costs one look.
 pub fn devices() -> Vec<String> {
-    let list = |path: &Path| {
-        let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
-        entries.filter_map(|e| e.file_name().into_string().ok()).collect::<Vec<String>>()
+    let classes = names(Path::new(CLASSES)).into_iter();
+    let fabrics = classes.filter(|class| class == "infiniband" || class.starts_with("cxi"));
+    let devices = |class: String| {
+        let devices = names(&Path::new(CLASSES).join(&class)).into_iter();
+        devices.map(move |device| format!("{class}/{device}"))
     };
-    let is_fabric = |class: &String| class == "infiniband" || class.starts_with("cxi");
-    let classes = list(Path::new(CLASSES)).into_iter().filter(is_fabric);
-    let mut found: Vec<String> = classes
-        .flat_map(|class| {
-            let devices = list(&Path::new(CLASSES).join(&class));
-            devices.into_iter().map(move |device| format!("{class}/{device}"))
-        })
-        .collect();
-    found.sort();
-    found
+    fabrics.flat_map(devices).collect()
 }
 
 /// Where a program of the host would find a library: in LD_LIBRARY_PATH, then by the loader's cache.

@@ -12,6 +12,8 @@ use abi_probe::prober::Prober;
 use abi_probe::rootfs::View;
 use serde::{Deserialize, Serialize};
 
+use super::names;
+
 /// The version of the loaded driver.
 pub const VERSION: &str = "/sys/module/nvidia/version";
 /// A directory for each GPU, named by its place on the bus.
@@ -57,8 +59,6 @@ const GRAPHICS: &[&str] = &[
 /// Its services, by their sockets.
 pub const SOCKETS: &[&str] =
     &["/run/nvidia-persistenced/socket", "/run/nvidia-fabricmanager/socket", "/run/nvidia-topologyd/socket"];
-/// More than any directory of libraries has.
-const MAX_ENTRIES: usize = 65536;
 /// A GPU's description has a dozen lines.
 const MAX_TEXT: usize = 4096;
 
@@ -96,7 +96,7 @@ pub struct Driver {
 /// NVIDIA's driver. Where none is loaded that costs one look.
 pub fn nvidia() -> Option<Driver> {
     let version = std::fs::read_to_string(VERSION).ok()?.trim().to_owned();
-    let mut gpus: Vec<Gpu> = list(Path::new(GPUS))
+    let mut gpus: Vec<Gpu> = names(Path::new(GPUS))
         .into_iter()
         .filter_map(|bus| {
             let text = std::fs::read_to_string(Path::new(GPUS).join(&bus).join("information")).ok()?;
@@ -111,9 +111,9 @@ pub fn nvidia() -> Option<Driver> {
     let dev = Path::new("/dev");
     let mut nodes: Vec<PathBuf> =
         NODES.iter().map(|name| dev.join(name)).filter(|path| path.exists()).collect();
-    nodes.extend(list(dev).into_iter().filter(|name| name.starts_with(SWITCHES)).map(|name| dev.join(name)));
+    nodes.extend(names(dev).into_iter().filter(|name| name.starts_with(SWITCHES)).map(|name| dev.join(name)));
     for directory in NODE_DIRECTORIES.iter().map(|name| dev.join(name)) {
-        nodes.extend(list(&directory).into_iter().map(|name| directory.join(name)));
+        nodes.extend(names(&directory).into_iter().map(|name| directory.join(name)));
     }
     let (libraries, searched) = libraries(&version);
     Some(Driver { version, gpus, nodes, libraries, searched })
@@ -144,9 +144,8 @@ fn libraries(version: &str) -> (Vec<PathBuf>, Vec<PathBuf>) {
         }
         if directory.join(format!("libcuda.so.{version}")).is_file() {
             let is_its = |name: &String| is_library(name, version);
-            let mut found: Vec<PathBuf> =
-                list(&directory).into_iter().filter(is_its).map(|name| directory.join(name)).collect();
-            found.sort_unstable();
+            let found =
+                names(&directory).into_iter().filter(is_its).map(|name| directory.join(name)).collect();
             searched.push(directory);
             return (found, searched);
         }
@@ -166,13 +165,6 @@ fn is_library(name: &str, version: &str) -> bool {
     stem.starts_with("lib") && !GRAPHICS.iter().any(|prefix| stem.starts_with(prefix))
 }
 
-fn list(path: &Path) -> Vec<String> {
-    let entries = std::fs::read_dir(path).into_iter().flatten().flatten().take(MAX_ENTRIES);
-    let mut names: Vec<String> = entries.filter_map(|e| e.file_name().into_string().ok()).collect();
-    names.sort_unstable();
-    names
-}
-
 /// Memory nodes that are next to these processors, and how far each node is from them: the least distance to any.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Distances(Vec<(u32, u32)>);
@@ -181,15 +173,15 @@ impl Distances {
     /// For these processors, by what `sys` (`/sys`) says of its nodes.
     pub fn of(sys: &Path, processors: &[usize]) -> Distances {
         let nodes = sys.join("devices/system/node");
-        let numbers: Vec<u32> =
-            list(&nodes).iter().filter_map(|name| name.strip_prefix("node")?.parse().ok()).collect();
-        let mut sorted = numbers;
-        sorted.sort_unstable();
+        let mut numbers: Vec<u32> =
+            names(&nodes).iter().filter_map(|name| name.strip_prefix("node")?.parse().ok()).collect();
+        // By number: rows of distances are in that order.
+        numbers.sort_unstable();
         let text = |node: u32, name: &str| {
             std::fs::read_to_string(nodes.join(format!("node{node}/{name}"))).unwrap_or_default()
         };
-        let mut least: Vec<(u32, u32)> = sorted.iter().map(|node| (*node, u32::MAX)).collect();
-        for node in &sorted {
+        let mut least: Vec<(u32, u32)> = numbers.iter().map(|node| (*node, u32::MAX)).collect();
+        for node in &numbers {
             let has = ranges(&text(*node, "cpulist"));
             if !processors.iter().any(|cpu| has.iter().any(|(first, last)| (first..=last).contains(&cpu))) {
                 continue;

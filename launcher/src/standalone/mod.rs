@@ -18,7 +18,6 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use nix::sched::CpuSet;
 use nix::sys::signal::{SigSet, Signal, killpg, raise};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
@@ -38,6 +37,7 @@ use crate::cli::{Cli, JobOptions};
 use crate::config::Config;
 use crate::environ::Environ;
 use crate::error::{Code, Error, Result};
+use crate::host::allowed_processors;
 use crate::job::JobStep;
 use crate::rank::Request;
 
@@ -103,7 +103,7 @@ pub fn run(cli: Cli, environ: Environ, outer: Option<&JobStep>) -> Result<u8> {
             outer.rank.launcher.name()
         );
     }
-    let topology = Topology::read(Path::new("/sys"), &allowed());
+    let topology = Topology::read(Path::new("/sys"), &allowed_processors());
     let slots = topology.slots();
     if total as usize > slots && !options.oversubscribe {
         return Err(Error::new(
@@ -120,14 +120,6 @@ pub fn run(cli: Cli, environ: Environ, outer: Option<&JobStep>) -> Result<u8> {
     let mut running = Running::new(job, &options)?;
     running.start(&requests, &options, &topology)?;
     running.until_its_end()
-}
-
-/// Processors that this process may use.
-fn allowed() -> Vec<usize> {
-    match nix::sched::sched_getaffinity(Pid::from_raw(0)) {
-        Ok(set) => (0..CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap_or(false)).collect(),
-        Err(_) => (0..std::thread::available_parallelism().map_or(1, usize::from)).collect(),
-    }
 }
 
 /// One request for each rank, with the number of its application. Settings are read before anything starts.
