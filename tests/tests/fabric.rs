@@ -25,45 +25,43 @@ fn ours(name: &str) -> PathBuf {
 struct Way {
     what: &'static str,
     library: &'static str,
-    variables: &'static [(&'static str, &'static str)],
+    variables: Vec<(&'static str, &'static str)>,
 }
 
 /// UCX over what every machine has; Open MPI has to be told that this is what is wanted.
-const UCX: Way = Way {
-    what: "UCX",
-    library: "libucp.so.0",
-    variables: &[
+fn ucx(what: &'static str, variables: &[(&'static str, &'static str)]) -> Way {
+    let told = [
         ("OMPI_MCA_pml", "ucx"),
         ("OMPI_MCA_osc", "^ucx"),
         ("OMPI_MCA_pml_ucx_tls", "any"),
         ("OMPI_MCA_pml_ucx_devices", "any"),
-        ("UCX_TLS", "self,posix,cma,tcp"),
-    ],
-};
+    ];
+    Way { what, library: UCX, variables: [&told, variables].concat() }
+}
 
-const UCX_TCP: Way = Way {
-    what: "UCX, tcp",
-    library: "libucp.so.0",
-    variables: &[
-        ("OMPI_MCA_pml", "ucx"),
-        ("OMPI_MCA_osc", "^ucx"),
-        ("OMPI_MCA_pml_ucx_tls", "any"),
-        ("OMPI_MCA_pml_ucx_devices", "any"),
-        ("UCX_TLS", "self,tcp"),
-        ("UCX_NET_DEVICES", "lo"),
-    ],
-};
+const UCX: &str = "libucp.so.0";
 
-const LIBFABRIC: Way = Way {
-    what: "libfabric, tcp",
-    library: "libfabric.so.1",
-    variables: &[
-        ("OMPI_MCA_pml", "cm"),
-        ("OMPI_MCA_mtl", "ofi"),
-        ("OMPI_MCA_mtl_ofi_provider_include", "tcp"),
-        ("FI_TCP_IFACE", "lo"),
-    ],
-};
+/// Within a node.
+fn ucx_memory() -> Way {
+    ucx("UCX", &[("UCX_TLS", "self,posix,cma,tcp")])
+}
+
+fn ucx_tcp() -> Way {
+    ucx("UCX, tcp", &[("UCX_TLS", "self,tcp"), ("UCX_NET_DEVICES", "lo")])
+}
+
+fn libfabric() -> Way {
+    Way {
+        what: "libfabric, tcp",
+        library: "libfabric.so.1",
+        variables: vec![
+            ("OMPI_MCA_pml", "cm"),
+            ("OMPI_MCA_mtl", "ofi"),
+            ("OMPI_MCA_mtl_ofi_provider_include", "tcp"),
+            ("FI_TCP_IFACE", "lo"),
+        ],
+    }
+}
 
 impl Way {
     /// Two ranks of the image's own MPI over it, under hydra.
@@ -71,7 +69,7 @@ impl Way {
         let image = host::image(image);
         let options = ["--mpi=bridge"].iter().chain(options).copied();
         let mut run = Run::hydra(who, 2, options.chain([text(&image), program]));
-        for (name, value) in self.variables {
+        for (name, value) in &self.variables {
             run = run.env(name, value);
         }
         run.env("HPC_LAUNCH_DECISIONS", "none").run().good()
@@ -91,11 +89,11 @@ fn with_devices(run: Run) -> Run {
 #[test]
 fn the_hosts_lie_beneath_an_older_or_equal_images_mpi() {
     for (image, way, is_old) in [
-        ("bullseye-openmpi", UCX, true),
-        ("bullseye-openmpi", LIBFABRIC, true),
-        ("bookworm-openmpi", UCX_TCP, false),
-        ("bookworm-openmpi", LIBFABRIC, false),
-        ("bookworm-mpich", UCX, false),
+        ("bullseye-openmpi", ucx_memory(), true),
+        ("bullseye-openmpi", libfabric(), true),
+        ("bookworm-openmpi", ucx_tcp(), false),
+        ("bookworm-openmpi", libfabric(), false),
+        ("bookworm-mpich", ucx_memory(), false),
     ] {
         for who in everyone() {
             let outcome = way.run(*who, &["--fabric=host"], image, "/opt/examples/whose");
@@ -111,7 +109,7 @@ fn the_hosts_lie_beneath_an_older_or_equal_images_mpi() {
             assert_eq!(libcs.len(), 1, "{about}");
             // Without it the same way leads through the image's, where there is one: UCX 1.10 gives up on a machine
             // that has no device for its connection manager.
-            if is_old && way.library == UCX.library {
+            if is_old && way.library == UCX {
                 continue;
             }
             let outcome = way.run(*who, &["--fabric=image"], image, "/opt/examples/whose");

@@ -12,6 +12,7 @@ use nix::unistd::{AccessFlags, Gid, Group, Uid, User, access};
 use super::spec::{DeviceNode, Mount};
 use super::{By, weight};
 use crate::error::{Code, Error, Result};
+use crate::host::gpu;
 use crate::plan::sources::{Want, Weight};
 
 /// Options of binds that change nothing here, or nothing that a program without privileges could tell.
@@ -23,8 +24,6 @@ const HARMLESS: &[&str] = &[
 /// null, zero, full, random, urandom.
 const MEMORY_MAJOR: u64 = 1;
 const HARMLESS_MINORS: [u64; 5] = [3, 5, 7, 8, 9];
-/// The version of the loaded driver.
-const NVIDIA_VERSION: &str = "/sys/module/nvidia/version";
 /// What to do where a description and the host differ.
 const ANEW: &str = "the description is not of this node as it is now: load the driver, or let its software write the \
                     file anew (for NVIDIA: nvidia-ctk cdi generate)";
@@ -209,7 +208,7 @@ fn soname(path: &Path) -> Option<String> {
 
 /// For a library of NVIDIA's driver: its version, and that of the driver that is loaded, where they differ.
 fn other_version(path: &Path) -> Option<(String, String)> {
-    let loaded = std::fs::read_to_string(NVIDIA_VERSION).ok()?.trim().to_owned();
+    let loaded = gpu::version()?;
     let name = path.file_name()?.to_str()?;
     let version = name.split_once(".so.")?.1;
     (name.contains("nvidia") || name.contains("cuda"))

@@ -93,9 +93,14 @@ pub struct Driver {
     pub searched: Vec<PathBuf>,
 }
 
+/// The version of the driver that is loaded.
+pub fn version() -> Option<String> {
+    Some(std::fs::read_to_string(VERSION).ok()?.trim().to_owned())
+}
+
 /// NVIDIA's driver. Where none is loaded that costs one look.
 pub fn nvidia() -> Option<Driver> {
-    let version = std::fs::read_to_string(VERSION).ok()?.trim().to_owned();
+    let version = version()?;
     let mut gpus: Vec<Gpu> = names(Path::new(GPUS))
         .into_iter()
         .filter_map(|bus| {

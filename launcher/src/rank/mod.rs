@@ -120,7 +120,7 @@ impl Request {
             (Some(job), Some(mark)) => self.shared(&image, &myself, job, mark)?,
             _ => {
                 let entered = Entered::new(&self.config, &myself, None, None)?;
-                self.build(&image, &myself, entered, None)?
+                self.build(&image, &myself, entered, None, false)?
             }
         };
         self.execute(&image, &myself, inside)
@@ -172,7 +172,7 @@ impl Request {
                     Found::SameStep(namespaces) => {
                         let entered =
                             Entered::new(&self.config, myself, Some(&namespaces.user), Some(job.daemon))?;
-                        return self.build(image, myself, entered, Some((mark, &lock)));
+                        return self.build(image, myself, entered, Some((mark, &lock)), false);
                     }
                     Found::None => {
                         if let Some(namespaces) = kept() {
@@ -182,7 +182,7 @@ impl Request {
                         // Asked here: from a user namespace the dead look as if they were somebody else's.
                         let late = siblings::some_have_ended(job);
                         let entered = Entered::new(&self.config, myself, None, Some(job.daemon))?;
-                        let inside = self.build(image, myself, entered, Some((mark, &lock)))?;
+                        let inside = self.build(image, myself, entered, Some((mark, &lock)), late)?;
                         if late {
                             keeper::leave(job, mark);
                         }
@@ -215,13 +215,14 @@ impl Request {
         Ok(Inside::Joined(environment, builders.unwrap_or_default().program))
     }
 
-    /// Plans and builds; on return this process is inside.
+    /// Plans and builds; on return this process is inside. `late`: ranks of this node have come and gone.
     fn build(
         &self,
         image: &Image,
         myself: &Myself,
         entered: Entered,
         meeting: Option<(&Mark, &Lock)>,
+        late: bool,
     ) -> Result<Inside> {
         let mark = meeting.map(|(mark, _)| mark);
         let detail = if self.config.verbose.value { Detail::Version } else { Detail::Quick };
@@ -252,7 +253,10 @@ impl Request {
         if let Some((mark, lock)) = meeting {
             lock.hand_over(&mark.text(), namespace::own)?;
         }
-        self.say(&plan);
+        // They have said it.
+        if !late || self.config.verbose.value {
+            self.say(&plan);
+        }
         let Plan { workdir, program, wiring, steps, .. } = plan;
         // The mount points' descriptors, and the helper's, which knows by it that we have not failed: closed by the
         // exec that follows, all at once.
