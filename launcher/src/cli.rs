@@ -10,6 +10,7 @@ use pmi_shim::launcher::ASSUMED;
 
 use crate::gpu::{GpuBind, Gpus};
 use crate::standalone::topology::BindTo;
+use crate::validate::Area;
 
 /// Run one containerised MPI rank: put it between the launcher and the program.
 ///
@@ -73,6 +74,9 @@ pub enum Command {
     /// Devices that their drivers describe for containers (CDI)
     #[command(subcommand)]
     Cdi(Cdi),
+    /// Prove, step by step, that programs of an image reach this host's fabrics and GPUs, and each other; under a
+    /// launcher on all nodes of its job. Exit status 1 if something failed
+    Validate(ValidateArgs),
     /// Print what this host has: MPIs, fabrics and their libraries, GPUs
     Survey {
         /// As JSON
@@ -85,6 +89,28 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+}
+
+/// Arguments of `validate`.
+#[derive(Args, Debug)]
+pub struct ValidateArgs {
+    /// So many ranks on this node, where no launcher starts them
+    #[arg(long = "np", short = 'n', value_name = "N", default_value = "2", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub ranks: u32,
+    /// What must be there: skipped, it has failed
+    #[arg(long, value_enum, value_name = "WHAT,…", value_delimiter = ',')]
+    pub require: Vec<Area>,
+    /// As JSON (docs/validate.schema.json)
+    #[arg(long)]
+    pub json: bool,
+    /// How long each step may take
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = clap::value_parser!(u64).range(1..=86400))]
+    pub timeout: u64,
+    /// How programs would be run.
+    #[command(flatten)]
+    pub options: Options,
+    /// A directory that holds a root file system, or a SquashFS file; without it, only the host is looked at
+    pub image: Option<PathBuf>,
 }
 
 /// What to do with descriptions of devices.
@@ -237,7 +263,7 @@ impl PmiWay {
 }
 
 /// Options of `run` and `plan`; `None` and empty mean: not given.
-#[derive(Args, Debug, Default)]
+#[derive(Args, Clone, Debug, Default)]
 pub struct Options {
     /// Show the host's SRC inside, at DST if given; may be repeated
     #[arg(long, short, value_name = "SRC[:DST[:ro]]")]

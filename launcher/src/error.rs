@@ -89,6 +89,7 @@ catalogue! {
     LibraryDamaged "library-damaged" EXIT_REFUSED "A file in the place of a library that the program needs is no library.";
     SymbolMissing "symbol-missing" EXIT_REFUSED "A symbol or version that must be bound before the program starts is defined nowhere.";
     ProcessorTooOld "processor-too-old" EXIT_REFUSED "The program or a library of it is made for a newer processor.";
+    Interrupted "interrupted" EXIT_REFUSED "A signal ended the work before it was done; what it had made is removed.";
     Exec "exec" EXIT_NOT_EXECUTABLE "The kernel refused to execute the command.";
 }
 

@@ -111,6 +111,42 @@ pub struct Offered {
     devices: Result<Devices>,
 }
 
+/// What can be said of the driver.
+pub enum State {
+    /// There is none.
+    NotLoaded,
+    /// Nobody is to get it, or only by name.
+    NotWanted,
+    /// It cannot be used.
+    Broken {
+        /// Why.
+        error: Error,
+    },
+    /// It can be shown.
+    Good {
+        /// Its version.
+        version: String,
+        /// How many GPUs.
+        gpus: usize,
+        /// How many libraries.
+        libraries: usize,
+    },
+}
+
+/// The driver's state, for people.
+pub fn state(config: &Config) -> State {
+    match offered(config) {
+        None if crate::host::gpu::version().is_some() => State::NotWanted,
+        None => State::NotLoaded,
+        Some(Offered { devices: Err(error), .. }) => State::Broken { error },
+        Some(Offered { driver, devices: Ok(_) }) => State::Good {
+            gpus: driver.gpus.len(),
+            libraries: driver.libraries.len(),
+            version: driver.version,
+        },
+    }
+}
+
 /// What this host has, if anybody may want it.
 pub fn offered(config: &Config) -> Option<Offered> {
     if config.gpu.value == Gpus::None || are_named(config) {

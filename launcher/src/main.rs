@@ -25,6 +25,7 @@ mod report;
 mod sandbox;
 mod standalone;
 mod survey;
+mod validate;
 mod verdict;
 
 use std::ffi::OsString;
@@ -121,6 +122,7 @@ fn dispatch(cli: Cli, environ: Environ, job: Option<JobStep>) -> Result<u8> {
             let survey = Survey::of_host(&Config::load(&environ, None)?, &environ, daemon)?;
             print(&if json { to_json(&survey)? } else { survey.text() }).map(|()| 0)
         }
+        (Some(Command::Validate(args)), _) => validate::run(args, environ, job),
         (Some(Command::Pmi(action)), _) => pmi::run(&action, &environ, job.as_ref()),
         (Some(Command::Check(mut args)), _) => {
             let json = args.json || wants_json(&mut args.run);

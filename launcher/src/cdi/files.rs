@@ -11,7 +11,7 @@ use nix::unistd::{AccessFlags, Gid, Group, Uid, User, access};
 
 use super::spec::{DeviceNode, Mount};
 use super::{By, weight};
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Result};
 use crate::host::gpu;
 use crate::plan::sources::{Want, Weight};
 
@@ -207,7 +207,7 @@ fn soname(path: &Path) -> Option<String> {
 }
 
 /// For a library of NVIDIA's driver: its version, and that of the driver that is loaded, where they differ.
-fn other_version(path: &Path) -> Option<(String, String)> {
+pub fn other_version(path: &Path) -> Option<(String, String)> {
     let loaded = gpu::version()?;
     let name = path.file_name()?.to_str()?;
     let version = name.split_once(".so.")?.1;
@@ -222,11 +222,20 @@ fn permitted(by: By, path: &Path, meta: &Metadata, permissions: &str) -> Result<
     flags.set(AccessFlags::W_OK, permissions.contains('w'));
     match access(path, flags) {
         Ok(()) => Ok(()),
-        Err(e) => Err(denied(by, path, meta, e)),
+        Err(e) => {
+            let (why, cure) = denied(path, meta, e);
+            Err(by.error(Code::DeviceDenied, why, &cure))
+        }
     }
 }
 
-fn denied(by: By, path: &Path, meta: &Metadata, e: nix::Error) -> Error {
+/// Why this user may not open a device's file to read and write, and what to do.
+pub fn not_permitted(path: &Path) -> Option<(String, String)> {
+    let e = access(path, AccessFlags::R_OK | AccessFlags::W_OK).err()?;
+    Some(denied(path, &std::fs::metadata(path).ok()?, e))
+}
+
+fn denied(path: &Path, meta: &Metadata, e: nix::Error) -> (String, String) {
     let group = |gid: Gid| match Group::from_gid(gid) {
         Ok(Some(group)) => group.name,
         _ => gid.to_string(),
@@ -243,11 +252,7 @@ fn denied(by: By, path: &Path, meta: &Metadata, e: nix::Error) -> Error {
         meta.mode() & 0o7777,
         mine.join(", ")
     );
-    by.error(
-        Code::DeviceDenied,
-        why,
-        &format!("ask the administrator to add you to the group {of}, or to open it"),
-    )
+    (why, format!("ask the administrator to add you to the group {of}, or to open it"))
 }
 
 fn own_groups() -> Vec<Gid> {

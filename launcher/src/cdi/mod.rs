@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use self::compat::Compat;
 use self::files::Files;
+pub use self::files::{not_permitted, other_version};
 use self::hook::Known;
 use self::registry::{Described, Registry, Source};
 use self::spec::Edits;

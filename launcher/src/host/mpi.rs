@@ -17,7 +17,7 @@ use crate::environ::Environ;
 use crate::error::{Code, Error, Result};
 
 /// Names under which an MPI's core library is linked against (abi-probe's mpi.rs knows their families).
-const CORES: &[&str] = &[
+pub const CORES: &[&str] = &[
     "libmpi.so.40",
     "libmpi.so.12",
     "libmpich.so.12",

@@ -388,11 +388,11 @@ mod tests {
             let environ = Environ::from_pairs(environ);
             let options = Options { bind: binds.iter().map(Into::into).collect(), ..Options::default() };
             let config = Config::load(&Environ::default(), Some(&options)).unwrap();
-            let facts = Facts { uid: 4_000_000, cwd: None, environ: &environ, rank: None, overlays: || true };
+            let facts = Facts { uid: 4_000_000, cwd: None, environ: &environ, rank: None };
             let image = Image::open(self.dir.path()).unwrap();
             let sources = Sources::find(&config, &facts, &[])?;
             let mut view = View::open(self.dir.path()).unwrap();
-            Planner::new(&mut view, &image, &sources)?.finish(false, facts.overlays)
+            Planner::new(&mut view, &image, &sources)?.finish(false, || true)
         }
     }
 

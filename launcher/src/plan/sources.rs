@@ -27,8 +27,6 @@ pub struct Facts<'a> {
     pub environ: &'a Environ,
     /// The rank's place, if a launcher started it.
     pub rank: Option<&'a Rank>,
-    /// Whether overlays can be mounted (root, or Linux 5.11).
-    pub overlays: fn() -> bool,
 }
 
 /// Shown with /dev, but where it is a link.

@@ -1,6 +1,7 @@
 //! A rank's journey: request → image → job → sandbox (built or joined) → verdict → exec.
 
 mod decide;
+mod scout;
 mod start;
 
 use std::ffi::OsString;
@@ -15,6 +16,7 @@ use pmi_shim::downlink::Wiring;
 use serde::{Deserialize, Serialize};
 
 use self::decide::Asked;
+pub use self::scout::Scouted;
 use crate::bridge::{self, Helper};
 use crate::cdi::{Devices, Told};
 use crate::check::{self, Judged, Links, Report};
@@ -264,15 +266,8 @@ impl Request {
         Ok(Inside::Built(Ready { workdir, program, environ, wiring }))
     }
 
-    /// Attaches the image in this process's own namespaces, and plans the rest.
-    fn draft(
-        &self,
-        image: &Image,
-        myself: &Myself,
-        entered: &Entered,
-        mark: Option<&Mark>,
-        detail: Detail,
-    ) -> Result<Drafted> {
+    /// Attaches the image in this process's own namespaces, and finds what of the host will be shown.
+    fn attach(&self, image: &Image, myself: &Myself, entered: &Entered) -> Result<Attached> {
         let (how, server) = match image.kind {
             Kind::Directory => (None, None),
             Kind::Squashfs if !entered.in_user_namespace && squashfs::kernel_can() => {
@@ -290,7 +285,6 @@ impl Request {
             cwd: myself.cwd.clone(),
             environ: &self.environ,
             rank: self.job.as_ref().map(|job| &job.rank),
-            overlays: if entered.in_user_namespace { user_overlays } else { || true },
         };
         let mut sources = Sources::find(&self.config, &facts, &entered.devices.wants)?;
         if image.kind == Kind::Squashfs {
@@ -302,6 +296,19 @@ impl Request {
             sources.hold()?;
         }
         let building = Building::attach(image, how.as_ref(), server, myself.uid, myself.gid)?;
+        Ok(Attached { how, sources, building })
+    }
+
+    /// Attaches the image in this process's own namespaces, and plans the rest.
+    fn draft(
+        &self,
+        image: &Image,
+        myself: &Myself,
+        entered: &Entered,
+        mark: Option<&Mark>,
+        detail: Detail,
+    ) -> Result<Drafted> {
+        let Attached { how, mut sources, building } = self.attach(image, myself, entered)?;
         let mut view = building.view()?;
         let environment = ImageEnvironment::read(image, &view)?;
         let writable = self.config.writable_tmpfs.value;
@@ -344,7 +351,7 @@ impl Request {
             changes.retain(|c| c.name != change.name);
             changes.push(change);
         }
-        let mut laid = planner.finish(writable, facts.overlays)?;
+        let mut laid = planner.finish(writable, overlays(entered))?;
 
         let mut steps = Vec::new();
         if entered.in_user_namespace {
@@ -495,6 +502,18 @@ impl Request {
             MpiVerdict::Own { .. } | MpiVerdict::Bridge { .. } | MpiVerdict::NoneSeen => {}
         }
     }
+}
+
+/// An image that can be looked at.
+struct Attached {
+    how: Option<How>,
+    sources: Sources,
+    building: Building,
+}
+
+/// Whether overlays can be mounted (root, or Linux 5.11).
+fn overlays(entered: &Entered) -> fn() -> bool {
+    if entered.in_user_namespace { user_overlays } else { || true }
 }
 
 /// Everything that a draft yields.

@@ -37,7 +37,7 @@ impl Inherited {
 
     /// In a rank's process.
     #[allow(unsafe_code)]
-    fn restore(&self) {
+    pub fn restore(&self) {
         if self.ignores_children {
             // SAFETY: an ignored signal runs no code of ours.
             let _ = unsafe { signal(Signal::SIGCHLD, SigHandler::SigIgn) };

@@ -4,7 +4,7 @@
 //! Each rank is a fork of this process that takes the way of any rank ([`crate::rank`]) and becomes its program.
 
 pub mod apps;
-mod child;
+pub mod child;
 mod input;
 mod output;
 pub mod topology;
@@ -142,6 +142,21 @@ fn requests(apps: Vec<App>, mut environ: Environ, total: u32) -> Result<Vec<(u32
     Ok(out)
 }
 
+/// The job step of a rank that we start.
+pub fn step_of(step: Option<String>, rank: u32, total: u32, daemon: i32) -> JobStep {
+    let place = Rank {
+        launcher: Launcher::Own,
+        offers: Offer::Any,
+        step,
+        rank: Some(rank),
+        size: Some(total),
+        local_rank: Some(rank),
+        local_size: Some(total),
+        identity: Vec::new(),
+    };
+    JobStep { rank: place, daemon, outer: None }
+}
+
 impl Running {
     fn new(job: Job, options: &JobOptions) -> Result<Running> {
         let failed = |e: std::io::Error| Error::step("getting ready to start ranks", e);
@@ -197,17 +212,7 @@ impl Running {
                 topology.processors(options.bind_to.unwrap_or(topology::BindTo::Core), rank as usize, total);
             match fork().map_err(failed)? {
                 ForkResult::Child => {
-                    let place = Rank {
-                        launcher: Launcher::Own,
-                        offers: Offer::Any,
-                        step: step.clone(),
-                        rank: Some(rank),
-                        size: Some(total as u32),
-                        local_rank: Some(rank),
-                        local_size: Some(total as u32),
-                        identity: Vec::new(),
-                    };
-                    let job = JobStep { rank: place, daemon, outer: None };
+                    let job = step_of(step.clone(), rank, total as u32, daemon);
                     drop(held);
                     let ends = Ends { lifeline, door: its, input, outputs };
                     become_rank(request, job, ends, processors.as_deref(), &self.inherited)
