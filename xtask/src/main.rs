@@ -6,6 +6,7 @@ mod demo;
 mod hosts;
 mod images;
 mod layout;
+mod rdma;
 mod recipe;
 mod release;
 mod rootfs;
@@ -47,6 +48,8 @@ enum Task {
     Oracle,
     /// Run every image under every launcher and with every MPI of this host: docs/matrix.md, docs/matrix-hosts.md
     Matrix,
+    /// Run the tests that need an adapter, in a virtual machine that has one (Soft-RoCE)
+    TestRdma,
     /// Check formatting and lints
     Check,
     /// Make test images as directories target/images/NAME
@@ -76,6 +79,7 @@ fn main() -> ExitCode {
         Task::Stress => test::test(&layout, &test::Scope::Stress),
         Task::Oracle => test::test(&layout, &test::Scope::Oracle),
         Task::Matrix => test::test(&layout, &test::Scope::Matrix),
+        Task::TestRdma => test::test(&layout, &test::Scope::Rdma),
         Task::Check => test::test(&layout, &test::Scope::Check),
         Task::Images { names, squashfs } => images::make(&layout, &names, squashfs),
         Task::Setup { set } => setup::install(&layout, set),

@@ -156,7 +156,8 @@ impl Recipe {
         match mpi {
             // openmpi-bin: its error messages' texts and Debian's parameters, without which it prefers
             // libfabric's TCP to shared memory.
-            Mpi::OpenMpi => packages.extend([self.suite.openmpi, "openmpi-bin"]),
+            // ibverbs-utils: programs that use verbs without any MPI.
+            Mpi::OpenMpi => packages.extend([self.suite.openmpi, "openmpi-bin", "ibverbs-utils"]),
             Mpi::Mpich => packages.push("libmpich12"),
             Mpi::Tree(tree) => packages.extend(tree.packages),
         }

@@ -53,6 +53,14 @@ const TEST: &[&str] = &[
     // whom we are compared with
     "charliecloud",
     "bubblewrap",
+    // a virtual machine that has an adapter
+    "qemu-system-x86",
+    "busybox-static",
+    "kmod",
+    "cpio",
+    "xz-utils",
+    // another reader of descriptions of devices
+    "podman",
     // what tests look with
     "strace",
     "procps",

@@ -3,6 +3,7 @@
 use crate::hosts;
 use crate::images;
 use crate::layout::{Layout, is_root};
+use crate::rdma;
 use crate::recipe;
 use crate::release;
 use crate::run;
@@ -30,6 +31,8 @@ pub enum Scope {
     Oracle,
     /// Only the matrix of images and host MPIs, whole, with its table written.
     Matrix,
+    /// Only what needs an adapter, in a virtual machine.
+    Rdma,
     /// All there is.
     All,
 }
@@ -50,13 +53,13 @@ pub fn test(layout: &Layout, scope: &Scope) -> Result<()> {
 fn run_phases(layout: &Layout, scope: &Scope, phases: &mut Phases) -> Result<()> {
     let end_to_end = match scope {
         Scope::EndToEnd(filter) => Some(filter.as_str()),
-        Scope::All | Scope::Stress | Scope::Oracle | Scope::Matrix => Some(""),
+        Scope::All | Scope::Stress | Scope::Oracle | Scope::Matrix | Scope::Rdma => Some(""),
         Scope::Check | Scope::Unit => None,
     };
     if end_to_end.is_some() {
         phases.needed("packages", || setup::install(layout, Set::Test))?;
     }
-    if !matches!(scope, Scope::EndToEnd(_) | Scope::Stress | Scope::Oracle | Scope::Matrix) {
+    if matches!(scope, Scope::Check | Scope::Unit | Scope::All) {
         phases.judged("formatting", || formatting(layout));
         phases.judged("lints", || lints(layout));
     }
@@ -78,6 +81,12 @@ fn run_phases(layout: &Layout, scope: &Scope, phases: &mut Phases) -> Result<()>
         recipe::names().into_iter().try_for_each(|name| stage.image(&user, name).map(drop))?;
         Ok(stage)
     })?;
+    if matches!(scope, Scope::Rdma | Scope::All) {
+        phases.judged("Soft-RoCE in a virtual machine", || rdma::test(layout, &stage, &user));
+    }
+    if *scope == Scope::Rdma {
+        return Ok(());
+    }
     let mut ring = None;
     phases.judged("examples in Rust", || {
         ring = Some(rust_ring(layout)?);

@@ -39,6 +39,13 @@ const BY_UCX: &[(&str, &str)] =
 const BY_LIBFABRIC: &[(&str, &str)] =
     &[("FI_PROVIDER", "verbs;ofi_rxm"), ("OMPI_MCA_pml", "cm"), ("OMPI_MCA_mtl", "ofi")];
 
+/// Which stacks were seen to work.
+#[derive(Clone, Copy, Default)]
+struct Works {
+    ucx: bool,
+    libfabric: bool,
+}
+
 /// All that the steps share.
 pub struct Inside {
     image: PathBuf,
@@ -105,9 +112,10 @@ impl Inside {
         self.options.mpi_library = mpi.map(|mpi| mpi.library.clone());
         let Some(plan) = self.plan(watch, table)? else { return Ok(None) };
         let of_host = binds(&plan);
-        if is_lead {
-            self.probes(watch, table, mpi, &plan, &of_host)?;
-        }
+        let works = match is_lead {
+            true => self.probes(watch, table, mpi, &plan, &of_host)?,
+            false => Works::default(),
+        };
         let report = match (is_lead, &self.job) {
             (true, Some(_)) => {
                 let text = serde_json::to_string(table).unwrap_or_default();
@@ -117,7 +125,7 @@ impl Inside {
             (false, Some(_)) => Some("/dev/null".to_owned()),
             _ => None,
         };
-        self.job(watch, table, mpi, &of_host, report.as_deref())
+        self.job(watch, table, mpi, (&of_host, works), report.as_deref())
     }
 
     /// A command line of ours, in a child.
@@ -256,7 +264,7 @@ impl Inside {
         mpi: Option<&Mpi>,
         plan: &Value,
         of_host: &[PathBuf],
-    ) -> Result<()> {
+    ) -> Result<Works> {
         let around = Around { adapters: &self.adapters, of_host };
         let mut options = self.options.clone();
         // Outside of the job's launcher the same must come out.
@@ -281,12 +289,13 @@ impl Inside {
         let outcome = self.probe(watch, options.clone(), &["verbs"], &[("IBV_SHOW_WARNINGS", "1")])?;
         judge::verbs(table, &outcome, &around);
         let outcome = self.probe(watch, options.clone(), &["ucx"], &[("UCX_LOG_FILE", "stderr")])?;
-        judge::ucx(table, &outcome, &around);
-        judge::libfabric(table, &self.probe(watch, options.clone(), &["libfabric"], &[])?, &around);
+        let ucx = judge::ucx(table, &outcome, &around);
+        let outcome = self.probe(watch, options.clone(), &["libfabric"], &[])?;
+        let libfabric = judge::libfabric(table, &outcome, &around);
         if !self.gpus.is_empty() {
             judge::cuda(table, &self.probe(watch, options, &["cuda"], &[])?, &around, &self.gpus);
         }
-        Ok(())
+        Ok(Works { ucx, libfabric })
     }
 
     /// The ranks: of this node without a launcher, of the launcher's job with one.
@@ -295,7 +304,7 @@ impl Inside {
         watch: &Watch,
         table: &mut Table,
         mpi: Option<&Mpi>,
-        of_host: &[PathBuf],
+        (of_host, works): (&[PathBuf], Works),
         report: Option<&str>,
     ) -> Result<Option<Vec<Table>>> {
         let around = Around { adapters: &self.adapters, of_host };
@@ -361,11 +370,13 @@ impl Inside {
         }
         judge::mpi(table, &outcome, expected, &around, &sent, false);
         judge::whole(table, &facts, &around);
-        if place.is_none() && !sent.is_empty() && facts.one("finalized").is_some() {
+        if place.is_none() && self.ranks > 1 && !sent.is_empty() && facts.one("finalized").is_some() {
             let has = |name: &str| facts.all("object").any(|fact| fact.text("path").contains(name));
-            let told = if has("libucp.so") {
+            // Open MPI opens what it is told to use; others are linked with one.
+            let may_open = abi == "ompi";
+            let told = if has("libucp.so") || may_open && works.ucx {
                 BY_UCX
-            } else if has("libfabric.so") {
+            } else if has("libfabric.so") || may_open && works.libfabric {
                 BY_LIBFABRIC
             } else {
                 return Ok(None);

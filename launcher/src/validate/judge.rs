@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
+
 use super::Area;
 use super::child::{End, Outcome};
 use super::facts::{Fact, Facts};
@@ -263,15 +265,14 @@ fn complaint(err: &str) -> Option<String> {
 }
 
 fn error_text(errno: i64) -> String {
-    let errno = i32::try_from(errno.abs()).unwrap_or(0);
-    std::io::Error::from_raw_os_error(errno).to_string()
+    Errno::from_raw(i32::try_from(errno.abs()).unwrap_or(0)).to_string()
 }
 
-/// UCX.
-pub fn ucx(table: &mut Table, outcome: &Outcome, around: &Around) {
+/// UCX; answers whether it works.
+pub fn ucx(table: &mut Table, outcome: &Outcome, around: &Around) -> bool {
     let (area, facts) = (Area::Ucx, Facts::of(&outcome.out));
     if broken(table, area, outcome, &facts) || !opened(table, area, &facts, around) {
-        return;
+        return false;
     }
     let version = facts.one("version").map_or("", |fact| fact.text("text"));
     match facts.one("initialised").and_then(|fact| fact.number("status")) {
@@ -281,7 +282,8 @@ pub fn ucx(table: &mut Table, outcome: &Outcome, around: &Around) {
             let said = outcome.said();
             let cure =
                 "look at UCX_TLS and UCX_NET_DEVICES (hpc-launch passes them on), and at what UCX says above";
-            return table.fail(area, format!("UCX {version} does not start: status {status}; {said}"), cure);
+            table.fail(area, format!("UCX {version} does not start: status {status}; {said}"), cure);
+            return false;
         }
     }
     let transports: Vec<&str> = facts
@@ -303,14 +305,16 @@ pub fn ucx(table: &mut Table, outcome: &Outcome, around: &Around) {
         );
     } else {
         table.pass(area, format!("UCX {version} ({whose}): {shown}"));
+        return true;
     }
+    false
 }
 
-/// libfabric.
-pub fn libfabric(table: &mut Table, outcome: &Outcome, around: &Around) {
+/// libfabric; answers whether it works.
+pub fn libfabric(table: &mut Table, outcome: &Outcome, around: &Around) -> bool {
     let (area, facts) = (Area::Libfabric, Facts::of(&outcome.out));
     if broken(table, area, outcome, &facts) || !opened(table, area, &facts, around) {
-        return;
+        return false;
     }
     let version =
         facts.one("version").map_or(String::new(), |f| format!("{}.{}", f.text("major"), f.text("minor")));
@@ -340,7 +344,9 @@ pub fn libfabric(table: &mut Table, outcome: &Outcome, around: &Around) {
         );
     } else {
         table.pass(area, format!("libfabric {version} ({whose}): {}", providers.join(" ")));
+        return true;
     }
+    false
 }
 
 /// What CUDA's errors mean, by their names.

@@ -71,7 +71,11 @@ pub struct Report<'a> {
 impl Table {
     /// One more.
     pub fn add(&mut self, area: Area, status: Status, evidence: impl Into<String>, cure: impl Into<String>) {
-        self.lines.push(Line { area, status, evidence: evidence.into(), cure: cure.into() });
+        let line = Line { area, status, evidence: evidence.into(), cure: cure.into() };
+        // Seen again in another process.
+        if !self.lines.contains(&line) {
+            self.lines.push(line);
+        }
     }
 
     /// It works.
