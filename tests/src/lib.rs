@@ -12,6 +12,7 @@ pub mod hosts;
 pub mod image;
 pub mod leaks;
 pub mod loader;
+pub mod machine;
 pub mod run;
 pub mod slurm;
 pub mod standalone;

@@ -1,17 +1,14 @@
 //! GPUs: a machine is made to look as if NVIDIA's driver were loaded, with files of devices and libraries of stub.
 
-use std::fs::{self, Permissions};
-use std::os::unix::fs::PermissionsExt;
+use std::fs;
 use std::path::Path;
 use std::process::Command;
 
 use hpc_launch_tests::host::{self, Who, everyone, is_root};
 use hpc_launch_tests::image::{Throwaway, directory};
-use hpc_launch_tests::run::{Outcome, Run};
+use hpc_launch_tests::machine::{Gpus as Machine, VERSION, uuid};
+use hpc_launch_tests::run::Run;
 use serde_json::Value;
-use tempfile::TempDir;
-
-const VERSION: &str = "550.54.14";
 
 fn text(path: &Path) -> &str {
     path.to_str().expect("UTF-8")
@@ -20,71 +17,6 @@ fn text(path: &Path) -> &str {
 fn sh(directory: &Path, script: &str) {
     let output = Command::new("sh").args(["-euc", script]).current_dir(directory).output().expect("a shell");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-}
-
-fn uuid(n: usize) -> String {
-    format!("GPU-{n}0000000-1111-2222-3333-444455556666")
-}
-
-/// A machine with a driver and two GPUs.
-struct Machine {
-    dir: TempDir,
-    /// Run before every command, with the directory in $M.
-    more: String,
-}
-
-impl Machine {
-    fn new() -> Machine {
-        let machine = Machine { dir: directory("/var/tmp"), more: String::new() };
-        let at = |name: &str| machine.dir.path().join(name);
-        for name in ["lib", "proc/nvidia", "module/nvidia"] {
-            fs::create_dir_all(at(name)).expect("a directory");
-        }
-        fs::write(at("module/nvidia/version"), format!("{VERSION}\n")).expect("written");
-        for n in 0..2 {
-            let of = at(&format!("proc/nvidia/gpus/0000:{}7:00.0", n + 1));
-            fs::create_dir_all(&of).expect("a directory");
-            let lines =
-                format!("Model: \t\t NVIDIA T{n}\nGPU UUID: \t {}\nDevice Minor: \t {}\n", uuid(n), 1 - n);
-            fs::write(of.join("information"), lines).expect("written");
-        }
-        let script = format!(
-            "for name in cuda nvidia-ml nvidia-ptxjitcompiler GLX_nvidia; do
-               echo \"const char *of_the_driver(void) {{ return \\\"$name {VERSION}\\\"; }}\" |
-                 cc -xc - -shared -fPIC -o lib/lib$name.so.{VERSION} -Wl,-soname,lib$name.so.1
-             done; cp lib/libcuda.so.{VERSION} lib/libcuda.so.535.1; chmod -R a+rX ."
-        );
-        sh(machine.dir.path(), &script);
-        fs::set_permissions(machine.dir.path(), Permissions::from_mode(0o755)).expect("a mode");
-        machine
-    }
-
-    /// The same, changed by a line of shell.
-    fn but(&self, more: &str) -> String {
-        format!("{}; {more}", self.prelude())
-    }
-
-    /// What the kernel and the driver's installation would show.
-    fn prelude(&self) -> String {
-        format!(
-            "M={}; mkdir -p $M/sys $M/dev /usr/local/nvidia \
-             && mount --rbind /sys/module $M/sys && mount -t tmpfs none /sys/module \
-             && for m in $M/sys/*; do mkdir /sys/module/${{m##*/}}; done && mkdir -p /sys/module/nvidia \
-             && cp $M/module/nvidia/version /sys/module/nvidia/ \
-             && mount -t tmpfs none /proc/driver && cp -r $M/proc/nvidia /proc/driver/ \
-             && mount -t tmpfs none $M/dev && cp -a /dev/null /dev/zero /dev/full /dev/random /dev/urandom /dev/tty $M/dev/ \
-             && mkdir $M/dev/shm $M/dev/pts && mount --rbind /dev/shm $M/dev/shm && mount --rbind /dev/pts $M/dev/pts \
-             && ln -s /proc/self/fd $M/dev/fd && for n in nvidiactl nvidia-uvm nvidia0 nvidia1; do cp -a /dev/null $M/dev/$n; done \
-             && mount --rbind $M/dev /dev && mount -t tmpfs none /usr/local/nvidia && mkdir /usr/local/nvidia/lib64 \
-             && cp $M/lib/* /usr/local/nvidia/lib64/{}",
-            text(self.dir.path()),
-            self.more
-        )
-    }
-
-    fn run(&self, who: Who, arguments: &[&str]) -> Outcome {
-        Run::launch(who, arguments).prelude(self.prelude()).run()
-    }
 }
 
 /// An image that says that it is made for CUDA, or not.
@@ -162,7 +94,7 @@ fn a_program_that_needs_the_driver_finds_it() {
         "cp {0}/lib/libcuda.so.{VERSION} libcuda.so.1; echo '#include <stdio.h>
          const char *of_the_driver(void); int main(void) {{ puts(of_the_driver()); return 0; }}' |
          cc -xc - -o app -L. -l:libcuda.so.1; rm libcuda.so.1; chmod -R a+rX .",
-        text(machine.dir.path())
+        text(machine.path())
     );
     sh(app.path(), &script);
     let bind = format!("{}:/opt/app:ro", text(app.path()));
@@ -297,7 +229,7 @@ fn descriptions_for_others() {
     let names: Vec<&str> =
         spec["devices"].as_array().expect("a list").iter().filter_map(|d| d["name"].as_str()).collect();
     assert_eq!(names, ["0", &uuid(0), "1", &uuid(1), "all"]);
-    let file = machine.dir.path().join("etc/nvidia.json");
+    let file = machine.path().join("etc/nvidia.json");
     fs::create_dir(file.parent().expect("a parent")).expect("a directory");
     fs::write(&file, outcome.out()).expect("written");
     let run = |arguments: &[&str]| {

@@ -39,6 +39,23 @@ const DIRECTORIES: &[&str] = &[
     "/lib",
 ];
 
+/// Bindings of an MPI, which must be of the same release as its core.
+const BINDINGS: &[&str] = &[
+    "libmpi_mpifh.so.40",
+    "libmpi_usempif08.so.40",
+    "libmpi_usempi_ignore_tkr.so.40",
+    "libmpi_cxx.so.40",
+    "libmpifort.so.12",
+    "libmpichfort.so.12",
+    "libmpicxx.so.12",
+    "libmpichcxx.so.12",
+];
+
+/// Where providers of verbs are, but for the one whose name has the machine's.
+const PROVIDERS: &[&str] = &["/usr/lib64/libibverbs", "/usr/lib/libibverbs"];
+/// More entries than such a directory has.
+const MAX_ENTRIES: usize = 1024;
+
 /// What was found.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Scouted {
@@ -46,6 +63,10 @@ pub struct Scouted {
     pub loader: Option<String>,
     /// Its MPIs, the first of which its programs would most likely use.
     pub mpis: Vec<Mpi>,
+    /// Names of the bindings beside the first.
+    pub bindings: Vec<String>,
+    /// Files of providers of verbs.
+    pub providers: Vec<String>,
 }
 
 impl Request {
@@ -73,8 +94,25 @@ impl Request {
                 mpis.push(found);
             }
         }
-        Ok(Scouted { loader: loader(&view, &prober), mpis })
+        let beside = mpis.first().and_then(|mpi| mpi.library.parent()).map(Path::to_owned);
+        let is_beside = |name: &&&str| {
+            beside.as_ref().is_some_and(|d| prober.file(&d.join(name), Arch::NATIVE).is_some())
+        };
+        let bindings = BINDINGS.iter().filter(is_beside).map(ToString::to_string).collect();
+        Ok(Scouted { loader: loader(&view, &prober), mpis, bindings, providers: providers(&view) })
     }
+}
+
+fn providers(view: &View) -> Vec<String> {
+    let triple = format!("/usr/lib/{}-linux-gnu/libibverbs", std::env::consts::ARCH);
+    let mut all = Vec::new();
+    for directory in PROVIDERS.iter().copied().chain([triple.as_str()]) {
+        let Ok(Some(entry)) = view.find(Path::new(directory)) else { continue };
+        let Ok((names, _)) = entry.list(MAX_ENTRIES) else { continue };
+        let names = names.into_iter().filter_map(|name| name.into_string().ok());
+        all.extend(names.filter(|n| n.contains("-rdmav")).map(|name| format!("{directory}/{name}")));
+    }
+    all
 }
 
 /// The loader of the image's own programs, by the name by which they ask for it.

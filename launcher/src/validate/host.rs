@@ -53,17 +53,25 @@ fn shared_memory(table: &mut Table, ranks: u32) {
 }
 
 fn memlock(table: &mut Table, is_needed: bool) {
-    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_MEMLOCK) else { return };
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_MEMLOCK) {
+        memlock_of(table, is_needed, soft, hard);
+    }
+}
+
+fn memlock_of(table: &mut Table, is_needed: bool, soft: u64, hard: u64) {
     let shown = |limit: u64| match limit {
         RLIM_INFINITY => "unlimited".to_owned(),
         limit => format!("{} KiB", limit / 1024),
     };
     let evidence = format!("locked memory: {}", shown(soft));
+    let here = match hard {
+        RLIM_INFINITY => "`ulimit -l unlimited` is allowed here".to_owned(),
+        hard => format!("the hard limit is {}, let the administrator raise it", shown(hard)),
+    };
     let cure = format!(
-        "adapters read and write locked memory only (being root in a user namespace does not help): ulimit -l unlimited \
-         {}; in /etc/security/limits.conf `* - memlock unlimited`, for systemd LimitMEMLOCK=infinity, for Slurm \
-         PropagateResourceLimitsExcept=MEMLOCK",
-        if hard == RLIM_INFINITY { "works here" } else { "is what it should be" }
+        "adapters read and write locked memory only (being root in a user namespace does not help): {here}; for all, \
+         `* - memlock unlimited` in /etc/security/limits.conf, LimitMEMLOCK=infinity for systemd, \
+         PropagateResourceLimitsExcept=MEMLOCK for Slurm"
     );
     match soft {
         RLIM_INFINITY => table.pass(Area::Memory, evidence),
@@ -198,5 +206,32 @@ fn descriptions(table: &mut Table, config: &Config) {
         let searched: Vec<String> =
             config.cdi_directories.value.iter().map(|d| d.display().to_string()).collect();
         table.skip(Area::Cdi, format!("no device is described in {}", searched.join(", ")));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::validate::table::Status;
+
+    #[test]
+    fn the_limit_of_locked_memory_matters_where_there_is_an_adapter() {
+        let line = |is_needed, soft, hard| {
+            let mut table = Table::default();
+            memlock_of(&mut table, is_needed, soft, hard);
+            table.lines.remove(0)
+        };
+        let few = line(true, 65536, 8 * MIB);
+        assert_eq!((few.status, few.evidence.as_str()), (Status::Fail, "locked memory: 64 KiB"));
+        assert!(
+            few.cure.contains("the hard limit is 8192 KiB") && few.cure.contains("limits.conf"),
+            "{}",
+            few.cure
+        );
+        let more = line(true, 1024 * MIB, RLIM_INFINITY);
+        assert_eq!(more.status, Status::Warn);
+        assert!(more.cure.contains("`ulimit -l unlimited` is allowed here"), "{}", more.cure);
+        assert_eq!(line(true, RLIM_INFINITY, RLIM_INFINITY).status, Status::Pass);
+        assert_eq!(line(false, 65536, 65536).status, Status::Skip);
     }
 }

@@ -85,7 +85,7 @@ impl Inside {
         Ok(Inside {
             image,
             options,
-            quiet: environ.clone().without(VARIABLES),
+            quiet: if job.is_some() { environ.clone().without(VARIABLES) } else { environ.clone() },
             environ,
             job,
             ranks,
@@ -113,7 +113,7 @@ impl Inside {
         let Some(plan) = self.plan(watch, table)? else { return Ok(None) };
         let of_host = binds(&plan);
         let works = match is_lead {
-            true => self.probes(watch, table, mpi, &plan, &of_host)?,
+            true => self.probes(watch, table, &scouted, &plan, &of_host)?,
             false => Works::default(),
         };
         let report = match (is_lead, &self.job) {
@@ -261,7 +261,7 @@ impl Inside {
         &self,
         watch: &Watch,
         table: &mut Table,
-        mpi: Option<&Mpi>,
+        scouted: &Scouted,
         plan: &Value,
         of_host: &[PathBuf],
     ) -> Result<Works> {
@@ -274,7 +274,9 @@ impl Inside {
                 options.host_mpi = plan["mpi"]["mpi"]["library"].as_str().map(String::from);
             }
         }
+        let mpi = scouted.mpis.first();
         let mut names: Vec<String> = mpi.iter().map(|mpi| mpi.library.display().to_string()).collect();
+        names.extend(scouted.bindings.iter().cloned());
         names.extend(LIBRARIES.iter().map(ToString::to_string));
         if !self.gpus.is_empty() {
             names.extend(OF_DRIVER.iter().map(ToString::to_string));
@@ -287,7 +289,11 @@ impl Inside {
         let words: Vec<&str> = std::iter::once("load").chain(names.iter().map(String::as_str)).collect();
         judge::load(table, &self.probe(watch, options.clone(), &words, &[])?, &around);
         let outcome = self.probe(watch, options.clone(), &["verbs"], &[("IBV_SHOW_WARNINGS", "1")])?;
-        judge::verbs(table, &outcome, &around);
+        if judge::verbs(table, &outcome, &around) {
+            let words = ["load", "libibverbs.so.1"].into_iter();
+            let words: Vec<&str> = words.chain(scouted.providers.iter().map(String::as_str)).collect();
+            judge::providers(table, &self.probe(watch, options.clone(), &words, &[])?, &around);
+        }
         let outcome = self.probe(watch, options.clone(), &["ucx"], &[("UCX_LOG_FILE", "stderr")])?;
         let ucx = judge::ucx(table, &outcome, &around);
         let outcome = self.probe(watch, options.clone(), &["libfabric"], &[])?;

@@ -114,6 +114,12 @@ fn opened(table: &mut Table, area: Area, facts: &Facts, around: &Around) -> bool
 fn cure_of(error: &str, around: &Around) -> &'static str {
     if error.contains("IBVERBS_PRIVATE") || error.contains("ibv_cmd_") {
         "libibverbs and its provider are of two releases: take all of one side, with --fabric=host or --fabric=image"
+    } else if ["libopen-pal.so", "libopen-rte.so", "ompi_", "opal_", "MPI_", "MPIR_"]
+        .iter()
+        .any(|n| error.contains(n))
+    {
+        "the MPI's core and its bindings are of two releases: undo what brings single files of one (--bind, \
+         LD_LIBRARY_PATH); hpc-launch takes all of one side"
     } else if error.contains("GLIBC_PRIVATE") {
         "one half of a C library is the image's, the other the host's: undo the bind that does this"
     } else if error.contains("GLIBC_") || error.contains("GLIBCXX_") {
@@ -188,16 +194,17 @@ pub fn whole(table: &mut Table, facts: &Facts, around: &Around) {
     }
 }
 
-/// Verbs.
-pub fn verbs(table: &mut Table, outcome: &Outcome, around: &Around) {
+/// Verbs; answers whether the library finds fewer devices than there are.
+pub fn verbs(table: &mut Table, outcome: &Outcome, around: &Around) -> bool {
     let (area, facts) = (Area::Verbs, Facts::of(&outcome.out));
     if broken(table, area, outcome, &facts) || !opened(table, area, &facts, around) {
-        return;
+        return false;
     }
     let expected = around.adapters.iter().filter(|a| a.class == "infiniband").count() as i64;
     let count = facts.one("devices").and_then(|fact| fact.number("count")).unwrap_or(0);
     if expected == 0 && count == 0 {
-        return table.skip(area, "the library works and finds no device, as this host has none");
+        table.skip(area, "the library works and finds no device, as this host has none");
+        return false;
     }
     if count < expected {
         let why = complaint(&outcome.err).unwrap_or_else(|| around.missing().to_owned());
@@ -256,12 +263,27 @@ pub fn verbs(table: &mut Table, outcome: &Outcome, around: &Around) {
             table.fail(area, format!("{place}: {failed}{text}"), cure);
         }
     }
+    count < expected
+}
+
+/// Why providers do not load: libibverbs keeps that to itself (libibverbs/init.c, load_driver, looks for another file
+/// then, and complains that this is missing).
+pub fn providers(table: &mut Table, outcome: &Outcome, around: &Around) {
+    let facts = Facts::of(&outcome.out);
+    for fact in facts.all("library").filter(|fact| !fact.text("error").is_empty() && !is_absent(fact)) {
+        let (name, error) = (fact.text("name"), fact.text("error"));
+        table.fail(
+            Area::Verbs,
+            format!("the provider {name} cannot be loaded: {error}"),
+            cure_of(error, around),
+        );
+    }
 }
 
 /// What libibverbs complains about where it was asked to.
 fn complaint(err: &str) -> Option<String> {
     let line = err.lines().find(|line| line.starts_with("libibverbs:"))?;
-    Some(line.escape_debug().take(300).collect())
+    Some(line.chars().filter(|c| !c.is_control()).take(300).collect())
 }
 
 fn error_text(errno: i64) -> String {

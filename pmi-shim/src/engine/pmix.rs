@@ -282,11 +282,10 @@ impl Pmix {
         }
         let proc = Writer::new().procs(&[Proc { nspace: self.nspace.clone(), rank }]);
         let place = |rank: u32| job.node_of.get(rank as usize);
-        let mut shown = proc;
-        if place(rank) == place(waiting.peer.rank) {
-            shown = shown.raw(&stored.local);
-        }
-        let shown = shown.raw(&stored.remote).raw(&stored.global).into_bytes();
+        // One or the other: Open MPI puts under one key an address with shared memory for its node, and one without for
+        // the others (ompi/mca/pml/ucx, mca_pml_ucx_send_worker_address).
+        let own = if place(rank) == place(waiting.peer.rank) { &stored.local } else { &stored.remote };
+        let shown = proc.raw(own).raw(&stored.global).into_bytes();
         let answer = Writer::new().status(status::SUCCESS).bytes(&shown);
         Some(Effect::Send(waiting.peer.link, reply(waiting.tag, answer)))
     }
@@ -501,6 +500,9 @@ mod tests {
         assert_eq!(shown(&committed[1].2).unwrap(), ["l"]);
         commit(&mut e, 1, scope::GLOBAL, "g");
         commit(&mut e, 1, scope::REMOTE, "r");
+        // Of what is for other nodes a rank of this one sees nothing: it may be under the same key.
+        let here = replies(&e.handle(&job(), peer(0), 8, &get(1, "g", &[])));
+        assert_eq!(shown(&here[0].2).unwrap(), ["l", "g"]);
         // Other nodes get what is for them, once.
         let fresh = e.take_fresh();
         assert_eq!(

@@ -1,0 +1,557 @@
+//! `hpc-launch validate`: what it proves, and what it says of everything that is wrong.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::Duration;
+
+use hpc_launch_tests::host::{self, Who, everyone, is_root};
+use hpc_launch_tests::hosts::{By, HEAD, Hosts};
+use hpc_launch_tests::image::{Throwaway, directory};
+use hpc_launch_tests::leaks::Host;
+use hpc_launch_tests::machine::{Adapter, Gpus, VERSION, sh, uuid};
+use hpc_launch_tests::run::{Outcome, Run};
+use serde_json::Value;
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("UTF-8")
+}
+
+fn skipped() -> bool {
+    if !is_root() {
+        eprintln!("skipped: only root can make a machine look as if it had other devices");
+    }
+    !is_root()
+}
+
+fn validate(who: Who, options: &[&str], image: &Path) -> Run {
+    let arguments = ["validate"].iter().chain(options).copied().chain([text(image)]);
+    Run::launch(who, arguments).limit(Duration::from_secs(120))
+}
+
+#[track_caller]
+fn has(outcome: &Outcome, parts: &[&str]) {
+    for part in parts {
+        assert!(outcome.out().contains(part), "{part}\n{outcome}");
+    }
+}
+
+/// The tables, by JSON.
+fn lines(outcome: &Outcome) -> Vec<(String, String, String, String)> {
+    let report: Value = serde_json::from_str(&outcome.out()).unwrap_or_else(|e| panic!("{e}: {outcome}"));
+    assert_eq!(report["version"], 1);
+    let nodes = report["nodes"].as_array().expect("nodes");
+    let text = |line: &Value, name: &str| line[name].as_str().unwrap_or_default().to_owned();
+    let all = nodes.iter().flat_map(|node| node["lines"].as_array().expect("lines"));
+    all.map(|l| (text(l, "status"), text(l, "area"), text(l, "evidence"), text(l, "cure"))).collect()
+}
+
+#[test]
+fn what_works_is_shown_with_its_evidence() {
+    for who in everyone() {
+        let place = directory("/tmp");
+        fs::set_permissions(place.path(), Permissions::from_mode(0o777)).expect("a mode");
+        for image in ["bullseye-openmpi", "bookworm-mpich", "trixie-openmpi"] {
+            for mode in ["--mpi=auto", "--mpi=bridge"] {
+                let run = validate(*who, &[mode], &host::image(image)).env("TMPDIR", place.path());
+                let outcome = run.run().good();
+                has(
+                    &outcome,
+                    &[
+                        "PASS memory     /dev/shm has ",
+                        "SKIP verbs      no fabric device: nothing in /sys/class/infiniband",
+                        "SKIP cuda       no driver of NVIDIA's is loaded (/sys/module/nvidia/version)",
+                        "PASS ucx        UCX 1.",
+                        "PASS ranks      2 ranks are in one user namespace, ",
+                        "PASS ranks      2 ranks read each other's memory (process_vm_readv)",
+                        "PASS mpi        2 ranks: rank 0 exchanged 16.8 MB with 1 others at ",
+                        " 0 failed, ",
+                    ],
+                );
+                // MPICH over UCX takes TCP within a node as soon as it must.
+                has(&outcome, &["by shared memory: neither TCP nor an adapter carried it"]);
+                let whose = if mode == "--mpi=auto" { "PASS mpi        the host's " } else { "bridged" };
+                has(&outcome, &[whose]);
+            }
+        }
+        // The MPIs leave directories of sessions there.
+        let left = fs::read_dir(place.path()).expect("a directory").flatten();
+        let left: Vec<_> =
+            left.map(|e| e.file_name()).filter(|n| n.to_string_lossy().contains("hpc-launch")).collect();
+        assert!(left.is_empty(), "{left:?}");
+    }
+}
+
+#[test]
+fn the_host_alone() {
+    for who in everyone() {
+        let outcome = Run::launch(*who, ["validate", "--json"]).run().good();
+        let lines = lines(&outcome);
+        assert!(
+            lines.iter().any(|(status, area, ..)| (status.as_str(), area.as_str()) == ("PASS", "memory"))
+        );
+        assert!(
+            lines.iter().all(|(_, area, ..)| !["sandbox", "mpi", "link", "ranks"].contains(&area.as_str()))
+        );
+    }
+}
+
+#[test]
+fn images_of_other_kinds() {
+    for who in everyone() {
+        // A SquashFS file; no MPI; no loader at all; nothing.
+        let squashfs = host::image("bookworm-mpich").with_extension("sqfs");
+        has(&validate(*who, &["--mpi=bridge"], &squashfs).run().good(), &["PASS mpi        2 ranks: "]);
+        let outcome = validate(*who, &[], &host::image("libc")).run().good();
+        has(
+            &outcome,
+            &["SKIP mpi        the image has no MPI where MPIs usually are; --mpi-library names one"],
+        );
+        has(&outcome, &["SKIP ucx        libucp.so.0 is neither in the image nor brought by the host"]);
+        let empty = Throwaway::empty();
+        for name in ["dev", "proc", "sys", "tmp"] {
+            empty.directory(name);
+        }
+        let outcome = validate(*who, &[], &empty.root()).run().good();
+        has(&outcome, &["SKIP link       the image has no dynamic loader: its programs are static"]);
+        let outcome = validate(*who, &[], Path::new("/nonexistent")).run();
+        assert_eq!(outcome.code(), Some(1), "{outcome}");
+        has(&outcome, &["FAIL sandbox    [image-missing] ", "/nonexistent"]);
+    }
+}
+
+/// Another C library: musl takes the probe's libraries for itself.
+#[test]
+fn an_image_of_musl() {
+    let image = Throwaway::new();
+    let script = "echo 'int main(void) { return 0; }' > m.c && musl-gcc m.c -o bin/sh.musl && mv bin/sh.musl bin/sh \
+                  && cp -L /lib/ld-musl-*.so.1 lib/ && rm -r m.c lib64";
+    sh(&image.root(), script);
+    for who in everyone() {
+        let outcome = validate(*who, &[], &image.root()).run().good();
+        has(
+            &outcome,
+            &["PASS ranks      2 ranks read each other's memory", "SKIP link       no library of an MPI"],
+        );
+    }
+}
+
+#[test]
+fn what_is_required_must_be_there() {
+    for who in everyone() {
+        let image = host::image("bookworm-openmpi");
+        let outcome = validate(*who, &["--require=verbs,cuda,mpi", "--mpi=bridge"], &image).run();
+        assert_eq!(outcome.code(), Some(1), "{outcome}");
+        has(
+            &outcome,
+            &[
+                "FAIL verbs      no fabric device",
+                "-> --require verbs: it was asked for",
+                "FAIL cuda       no driver of NVIDIA's is loaded",
+                "PASS mpi        2 ranks",
+            ],
+        );
+        validate(*who, &["--require=luck"], &image).run().says(&["invalid value 'luck'", "libfabric"]);
+    }
+}
+
+/// One table for a job, by whichever launcher.
+#[test]
+fn under_launchers() {
+    for (who, image) in everyone().iter().flat_map(|who| [(who, "bookworm-openmpi"), (who, "trixie-mpich")]) {
+        let image = host::image(image);
+        for mode in ["--mpi=auto", "--mpi=bridge"] {
+            let arguments = ["validate", mode, text(&image)];
+            for run in [Run::mpirun(*who, 3, arguments), Run::hydra(*who, 3, arguments)] {
+                let outcome = run.limit(Duration::from_secs(120)).run().good();
+                assert_eq!(outcome.out().matches(" skipped\n").count(), 1, "{outcome}");
+                has(
+                    &outcome,
+                    &[
+                        "PASS ranks      3 ranks are in one user namespace",
+                        "PASS ranks      3 ranks read each other's memory",
+                        "PASS mpi        3 ranks: rank 0 exchanged 33.6 MB with 2 others",
+                    ],
+                );
+            }
+        }
+    }
+}
+
+/// One table of several nodes.
+#[test]
+fn over_several_hosts() {
+    if skipped() {
+        return;
+    }
+    let bed = Hosts::new(2);
+    for (by, image) in [(By::Mpirun, "bookworm-openmpi"), (By::Hydra, "bookworm-mpich")] {
+        let before: Vec<Host> = bed.names().iter().map(|name| bed.on(name).state()).collect();
+        let image = host::image(image);
+        let run = bed.on(HEAD).launch(by, Who::User, 2, ["validate", "--timeout=20", "--json", text(&image)]);
+        let outcome = run.limit(Duration::from_secs(120)).run().good();
+        let report: Value = serde_json::from_str(&outcome.out()).unwrap_or_else(|e| panic!("{e}: {outcome}"));
+        let nodes = report["nodes"].as_array().expect("nodes");
+        let mut names: Vec<&str> = nodes.iter().filter_map(|node| node["host"].as_str()).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["h1", "h2"], "{outcome}");
+        for node in nodes {
+            let lines = node["lines"].to_string();
+            assert!(lines.contains("2 ranks read each other's memory"), "{lines}");
+        }
+        // Between hosts there is nothing but TCP here.
+        assert!(
+            nodes[0]["lines"].to_string().contains("4 ranks: rank 0 exchanged 50.3 MB with 3 others"),
+            "{outcome}"
+        );
+        for (host, name) in before.iter().zip(bed.names()) {
+            host.is_as_before(&format!("validate under {by:?} on {name}"));
+        }
+    }
+}
+
+/// libfabric and UCX over what every machine has, the host's beneath the image's MPI: which of them ran is proved.
+#[test]
+fn which_way_was_taken() {
+    let ucx = [
+        ("OMPI_MCA_pml", "ucx"),
+        ("OMPI_MCA_osc", "^ucx"),
+        ("OMPI_MCA_pml_ucx_tls", "any"),
+        ("OMPI_MCA_pml_ucx_devices", "any"),
+    ];
+    let tcp = [("UCX_TLS", "self,tcp"), ("UCX_NET_DEVICES", "lo")];
+    let memory = [("UCX_TLS", "self,posix,cma,tcp")];
+    let libfabric = [("OMPI_MCA_pml", "cm"), ("OMPI_MCA_mtl", "ofi"), ("FI_TCP_IFACE", "lo")];
+    let provider = |name| [("OMPI_MCA_mtl_ofi_provider_include", name)];
+    let cases = [
+        ("UCX", [&ucx[..], &tcp].concat(), "libucp.so.0", "by TCP: "),
+        ("UCX", [&ucx[..], &memory].concat(), "libucp.so.0", "by shared memory"),
+        ("libfabric", [&libfabric[..], &provider("tcp")].concat(), "libfabric.so.1", "by TCP: "),
+        ("libfabric", [&libfabric[..], &provider("shm")].concat(), "libfabric.so.1", "by shared memory"),
+    ];
+    for (image, fabric, whose) in [
+        ("bullseye-openmpi", "--fabric=host", "the host's"),
+        ("trixie-openmpi", "--fabric=image", "the image's"),
+    ] {
+        for (stack, variables, library, way) in &cases {
+            let mut run = validate(Who::User, &["--mpi=bridge", fabric], &host::image(image));
+            for (name, value) in variables {
+                run = run.env(name, value);
+            }
+            let outcome = run.run().good();
+            has(&outcome, &[way, &format!("PASS link       {stack} is {whose}, all of it: "), library]);
+        }
+    }
+}
+
+#[test]
+fn shared_and_locked_memory() {
+    if skipped() {
+        return;
+    }
+    let image = host::image("libc");
+    let outcome =
+        validate(Who::User, &["--np=4"], &image).prelude("mount -t tmpfs -o size=20m none /dev/shm").run();
+    assert_eq!(outcome.code(), Some(1), "{outcome}");
+    has(
+        &outcome,
+        &["FAIL memory     /dev/shm has 20 MiB free", "4 ranks take about 64 MiB there, and end with SIGBUS"],
+    );
+    let machine = Adapter::new();
+    let outcome = validate(Who::User, &[], &image).prelude(machine.but("ulimit -l 64")).run();
+    assert_eq!(outcome.code(), Some(1), "{outcome}");
+    has(
+        &outcome,
+        &["FAIL memory     locked memory: 64 KiB", "`* - memlock unlimited` in /etc/security/limits.conf"],
+    );
+}
+
+/// What is wrong with an adapter, as far as it can be told without one: host's lines, then what is seen inside.
+#[test]
+fn adapters_that_cannot_be_used() {
+    if skipped() {
+        return;
+    }
+    let machine = Adapter::new();
+    let image = host::image("bookworm-openmpi");
+    let triple = format!("/usr/lib/{}-linux-gnu", std::env::consts::ARCH);
+    let table: &[(&str, &[&str])] = &[
+        (
+            "true",
+            &[
+                "PASS verbs      mlx5_0: /dev/infiniband/uverbs0 may be opened",
+                "PASS verbs      mlx5_0 port 1: ACTIVE, LinkUp (InfiniBand)",
+                "FAIL verbs      mlx5_0 cannot be opened: ",
+                "the provider may be older than the kernel's driver: --fabric=host",
+                "FAIL ucx        UCX 1.13.1 (the host's) uses none of the active ports mlx5_0:1",
+                "FAIL libfabric  libfabric 1.17 (the host's) has no provider verbs",
+            ],
+        ),
+        (
+            "echo '1: DOWN' > $M/class/infiniband/mlx5_0/ports/1/state; echo '2: Polling' > $M/class/infiniband/mlx5_0/ports/1/phys_state",
+            &[
+                "FAIL verbs      mlx5_0 port 1: DOWN, Polling (InfiniBand)",
+                "look for the cable and the switch",
+            ],
+        ),
+        (
+            "echo '2: INIT' > $M/class/infiniband/mlx5_0/ports/1/state; echo '5: LinkUp' > $M/class/infiniband/mlx5_0/ports/1/phys_state",
+            &[
+                "FAIL verbs      mlx5_0 port 1: INIT, LinkUp (InfiniBand)",
+                "no subnet manager has configured the port: start opensm",
+            ],
+        ),
+        (
+            "rm /dev/infiniband/uverbs0",
+            &[
+                "FAIL verbs      mlx5_0: no program can reach it, /dev/infiniband/uverbsN of mlx5_0 is missing",
+                "modprobe ib_uverbs",
+                "FAIL verbs      libibverbs inside finds 0 of 1 devices: no adapter has a file by which programs reach it",
+            ],
+        ),
+        (
+            "chmod 0600 /dev/infiniband/uverbs0",
+            &[
+                "FAIL verbs      mlx5_0: /dev/infiniband/uverbs0 may not be used: EACCES",
+                "root:root with mode 0600",
+                "your groups are",
+            ],
+        ),
+        (
+            "rm /dev/infiniband/rdma_cm",
+            &["WARN verbs      /dev/infiniband/rdma_cm is missing", "modprobe rdma_ucm"],
+        ),
+        // The kernel's driver is newer than the provider.
+        (
+            "echo 99 > $M/class/infiniband_verbs/uverbs0/abi_version",
+            &[
+                "FAIL verbs      libibverbs inside finds 0 of 1 devices: libibverbs: Warning: Driver mlx5 does not support the kernel ABI of 99",
+            ],
+        ),
+    ];
+    for (change, said) in table {
+        let fresh = "echo '4: ACTIVE' > $M/class/infiniband/mlx5_0/ports/1/state; echo 1 > $M/class/infiniband_verbs/uverbs0/abi_version";
+        let prelude = machine.but(&format!("{fresh}; {change}"));
+        let outcome = validate(Who::User, &["--np=1"], &image).prelude(prelude).run();
+        assert_eq!(outcome.code(), Some(1), "{outcome}");
+        has(&outcome, said);
+    }
+    // A provider that leads to nothing.
+    let dangling = format!(
+        "mount -t tmpfs none {triple}/libibverbs && ln -s ../libmlx5.so.1.99.99 {triple}/libibverbs/libmlx5-rdmav34.so"
+    );
+    let outcome = validate(Who::User, &["--np=1"], &image).prelude(machine.but(&dangling)).run();
+    has(
+        &outcome,
+        &[
+            "FAIL verbs      the provider ",
+            "libmlx5-rdmav34.so leads to ../libmlx5.so.1.99.99",
+            "ibverbs-providers",
+        ],
+    );
+}
+
+/// The provider of another release, put beside the core by hand: what libibverbs swallows is said.
+#[test]
+fn a_provider_of_another_world() {
+    if skipped() {
+        return;
+    }
+    let machine = Adapter::new();
+    let triple = format!("usr/lib/{}-linux-gnu", std::env::consts::ARCH);
+    let (old, new) = (host::image("bullseye-openmpi"), host::image("trixie-openmpi"));
+    let real = |image: &Path| fs::canonicalize(image.join(&triple).join("libmlx5.so.1")).expect("there");
+    let at = Path::new("/").join(&triple).join(real(&new).file_name().expect("a name"));
+    let bind = format!("{}:{}:ro", real(&old).display(), at.display());
+    let options = ["--np=1", "--mpi=bridge", "--fabric=image", "--bind", &bind];
+    let outcome = validate(Who::User, &options, &new).prelude(machine.prelude()).run();
+    assert_eq!(outcome.code(), Some(1), "{outcome}");
+    has(
+        &outcome,
+        &[
+            "FAIL verbs      libibverbs inside finds 0 of 1 devices: libibverbs: Warning: couldn't load driver 'libmlx5-rdmav",
+            "FAIL verbs      the provider ",
+            "cannot be loaded: ",
+            "version `IBVERBS_PRIVATE_33' not found",
+            "libibverbs and its provider are of two releases",
+        ],
+    );
+    // As it would have been without the bind by hand.
+    let outcome = validate(Who::User, &["--np=1", "--mpi=bridge"], &new).prelude(machine.prelude()).run();
+    assert!(!outcome.out().contains("couldn't load driver"), "{outcome}");
+}
+
+/// An active port, and messages that go over TCP all the same.
+#[test]
+fn tcp_beside_an_active_port_is_a_failure() {
+    if skipped() {
+        return;
+    }
+    let machine = Adapter::new();
+    let run = validate(Who::User, &["--mpi=bridge"], &host::image("bookworm-openmpi"));
+    let run = run
+        .env("OMPI_MCA_pml", "ob1")
+        .env("OMPI_MCA_btl", "tcp,self")
+        .env("OMPI_MCA_btl_tcp_if_include", "lo");
+    let outcome = run.prelude(machine.prelude()).run();
+    assert_eq!(outcome.code(), Some(1), "{outcome}");
+    has(
+        &outcome,
+        &[
+            "FAIL mpi        2 ranks: rank 0 exchanged 16.8 MB",
+            "by TCP: 16.8 MB of it",
+            "ports mlx5_0:1 are active",
+            "--fabric=host",
+        ],
+    );
+}
+
+/// libfabric that has nothing to offer, and one half of an MPI of another release.
+#[test]
+fn libraries_that_do_not_work() {
+    let image = host::image("bookworm-openmpi");
+    for who in everyone() {
+        let outcome =
+            validate(*who, &["--mpi=bridge", "--np=1"], &image).env("FI_PROVIDER", "none-such").run();
+        has(
+            &outcome,
+            &[
+                "FAIL libfabric  libfabric 1.17 (the image's): fi_getinfo answers -61",
+                "look at FI_PROVIDER and FI_PROVIDER_PATH",
+            ],
+        );
+        let triple = format!("usr/lib/{}-linux-gnu", std::env::consts::ARCH);
+        let (old, new) = (host::image("bookworm-openmpi"), host::image("trixie-openmpi"));
+        let real =
+            |image: &Path| fs::canonicalize(image.join(&triple).join("libmpi_mpifh.so.40")).expect("there");
+        let at = Path::new("/").join(&triple).join(real(&old).file_name().expect("a name"));
+        let bind = format!("{}:{}:ro", real(&new).display(), at.display());
+        let outcome = validate(*who, &["--mpi=bridge", "--np=1", "--bind", &bind], &image).run();
+        assert_eq!(outcome.code(), Some(1), "{outcome}");
+        has(
+            &outcome,
+            &[
+                "FAIL link       ",
+                "libmpi_mpifh.so.40",
+                "libopen-pal.so.80",
+                "core and its bindings are of two releases",
+            ],
+        );
+    }
+}
+
+/// A driver that works, or does not, in every way that its library can tell.
+#[test]
+fn gpus() {
+    if skipped() {
+        return;
+    }
+    let machine = Gpus::new();
+    // It knows nothing of CUDA.
+    let image = host::image("bookworm-openmpi");
+    for who in everyone() {
+        let outcome = validate(*who, &["--mpi=bridge", "--require=cuda"], &image)
+            .prelude(machine.prelude())
+            .run()
+            .good();
+        has(
+            &outcome,
+            &[
+                &format!("PASS cuda       NVIDIA's driver {VERSION}: 2 GPUs, "),
+                "PASS cuda       libcuda: /run/hpc-launch/devices/libcuda.so.1 (the host's), CUDA 12.4",
+                &format!(
+                    "PASS cuda       GPU 1 (NVIDIA T1, {}), 1048576 bytes there and back, a kernel compiled from PTX, reaches the memory of 0",
+                    uuid(1)
+                ),
+                "PASS cuda       rank 0 read rank 1's memory on the GPU (IPC)",
+                "PASS cuda       rank 1 read rank 0's memory on the GPU (IPC)",
+            ],
+        );
+    }
+    let table: &[(&str, &[&str])] = &[
+        (
+            "mismatch",
+            &[
+                "FAIL cuda       cuInit answers CUDA_ERROR_SYSTEM_DRIVER_MISMATCH",
+                "a libcuda of the image's was chosen",
+            ],
+        ),
+        ("no-device", &["FAIL cuda       cuInit answers CUDA_ERROR_NO_DEVICE", "CUDA_VISIBLE_DEVICES"]),
+        (
+            "crash",
+            &["FAIL cuda       the probe was killed by SIGSEGV (11) while the library was initialised"],
+        ),
+        ("hang", &["FAIL cuda       the probe did not end within 5 s while the library was initialised"]),
+        ("bad-copy", &["FAIL cuda       GPU 0 (NVIDIA T0", "1048576 bytes there and back: other bytes"]),
+        (
+            "old-ptx",
+            &[
+                "FAIL cuda       GPU 0: cuModuleLoadData answers CUDA_ERROR_UNSUPPORTED_PTX_VERSION",
+                "a newer driver",
+            ],
+        ),
+        (
+            "other-gpu",
+            &["FAIL cuda       GPU 0 (NVIDIA T0, GPU-01000000-", "the kernel's driver knows no such GPU"],
+        ),
+        ("one-gpu", &["WARN cuda       CUDA sees 1 of the 2 GPUs that the driver knows"]),
+        (
+            "no-ipc",
+            &[
+                "FAIL cuda       cuIpcOpenMemHandle answers CUDA_ERROR_INVALID_CONTEXT",
+                "each must see all GPUs",
+            ],
+        ),
+    ];
+    for (wrong, said) in table {
+        let run = validate(Who::User, &["--mpi=bridge", "--timeout=5"], &image).env("STUB_CUDA", wrong);
+        let outcome = run.prelude(machine.prelude()).run();
+        assert_eq!(outcome.code(), Some(if *wrong == "one-gpu" { 0 } else { 1 }), "{wrong}\n{outcome}");
+        has(&outcome, said);
+    }
+    // The host's own lines.
+    for (change, said) in [
+        (
+            "rm /dev/nvidia-uvm",
+            "FAIL cuda       NVIDIA's driver 550.54.14 is loaded (--gpu=auto, built-in), and /dev/nvidia-uvm does not exist",
+        ),
+        ("chmod 0660 /dev/nvidia0", "/dev/nvidia0 may not be used"),
+        ("rm /usr/local/nvidia/lib64/libcuda.so.550*", "libcuda.so.550.54.14 is in none of"),
+    ] {
+        let outcome =
+            validate(Who::User, &["--mpi=bridge", "--np=1"], &image).prelude(machine.but(change)).run();
+        assert_eq!(outcome.code(), Some(1), "{outcome}");
+        has(&outcome, &[said]);
+    }
+}
+
+#[test]
+fn descriptions_of_devices() {
+    if skipped() {
+        return;
+    }
+    let machine = Gpus::new();
+    let dir = directory("/var/tmp");
+    let cdi = dir.path().join("cdi");
+    fs::create_dir(&cdi).expect("a directory");
+    let described = machine.run(Who::Root, &["cdi", "generate"]).good().out();
+    let run = |name: &str, contents: &str| {
+        fs::write(cdi.join(name), contents).expect("written");
+        sh(dir.path(), "chmod -R a+rX,go-w .");
+        let run = Run::launch(Who::User, ["validate"]).env("HPC_LAUNCH_CDI_DIRECTORIES", &cdi);
+        run.prelude(machine.prelude()).run()
+    };
+    let outcome = run("nvidia.json", &described).good();
+    has(&outcome, &["PASS cdi        ", "nvidia.json: 5 devices"]);
+    let outcome = run("nvidia.json", &described.replace(VERSION, "535.1"));
+    assert_eq!(outcome.code(), Some(1), "{outcome}");
+    has(
+        &outcome,
+        &[
+            "nvidia.json is staler than the driver: it names /usr/local/nvidia/lib64/libcuda.so.535.1 (driver 535.1), and 550.54.14 is loaded",
+            "write it anew: hpc-launch cdi generate --output ",
+        ],
+    );
+    let outcome = run("other.json", "{");
+    has(&outcome, &["FAIL cdi        ", "other.json: "]);
+}
