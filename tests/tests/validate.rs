@@ -227,13 +227,16 @@ fn which_way_was_taken() {
         ("UCX", [&ucx[..], &tcp].concat(), "libucp.so.0", "by TCP: "),
         ("UCX", [&ucx[..], &memory].concat(), "libucp.so.0", "by shared memory"),
         ("libfabric", [&libfabric[..], &provider("tcp")].concat(), "libfabric.so.1", "by TCP: "),
-        ("libfabric", [&libfabric[..], &provider("shm")].concat(), "libfabric.so.1", "by shared memory"),
     ];
     for (image, fabric, whose) in [
         ("bullseye-openmpi", "--fabric=host", "the host's"),
         ("trixie-openmpi", "--fabric=image", "the image's"),
     ] {
         for (stack, variables, library, way) in &cases {
+            // Trixie's Open MPI does not open its component for libfabric here.
+            if *stack == "libfabric" && image.starts_with("trixie") {
+                continue;
+            }
             let mut run = validate(Who::User, &["--mpi=bridge", fabric], &host::image(image));
             for (name, value) in variables {
                 run = run.env(name, value);
@@ -241,6 +244,12 @@ fn which_way_was_taken() {
             let outcome = run.run().good();
             has(&outcome, &[way, &format!("PASS link       {stack} is {whose}, all of it: "), library]);
         }
+    }
+    // Open MPI asks libfabric for other nodes too, which its shared memory cannot reach; Intel MPI does not.
+    for (provider, way) in [("shm", "by shared memory"), ("tcp", "by TCP: ")] {
+        let run = validate(Who::User, &["--mpi=bridge"], &host::image("bookworm-intel"));
+        let outcome = run.env("I_MPI_FABRICS", "ofi").env("FI_PROVIDER", provider).run().good();
+        has(&outcome, &[way, "PASS mpi        the image's own Intel MPI"]);
     }
 }
 
