@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use pmi_shim::downlink::Downlink;
 use pmi_shim::launcher::ASSUMED;
 
+use crate::cdi::generate::What;
 use crate::gpu::{GpuBind, Gpus};
 use crate::standalone::topology::BindTo;
 use crate::validate::Area;
@@ -122,11 +123,13 @@ pub enum Cdi {
         #[arg(long)]
         json: bool,
     },
-    /// Write a description of this host's GPUs, for this program and any other that reads such: to standard output,
-    /// or into a file of /etc/cdi
+    /// Describe what this host has (GPUs, adapters, GDRCopy, XPMEM) for this program and any other that reads such
     Generate {
-        /// The file
-        #[arg(long, value_name = "FILE")]
+        /// What; all that there is if nothing is named
+        #[arg(value_enum, value_name = "WHAT")]
+        what: Vec<What>,
+        /// A file, or a directory that gets a file for each kind, as /etc/cdi; else standard output
+        #[arg(long, value_name = "PATH")]
         output: Option<PathBuf>,
     },
 }

@@ -30,13 +30,11 @@ mod verdict;
 
 use std::ffi::OsString;
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use clap::Parser;
 use pmi_shim::launcher::{ASSUMED, VARIABLES};
 
-use crate::cdi::nvidia;
 use crate::cdi::registry::{self, Registry};
 use crate::cli::{Cdi, CheckArgs, Cli, Command, Run};
 use crate::config::Config;
@@ -116,7 +114,9 @@ fn dispatch(cli: Cli, environ: Environ, job: Option<JobStep>) -> Result<u8> {
     match (cli.command, cli.image) {
         (Some(Command::Config { json }), _) => show_config(&Config::load(&environ, None)?, json).map(|()| 0),
         (Some(Command::Cdi(Cdi::List { json })), _) => list_devices(&Config::load(&environ, None)?, json),
-        (Some(Command::Cdi(Cdi::Generate { output })), _) => generate(output.as_deref()).map(|()| 0),
+        (Some(Command::Cdi(Cdi::Generate { what, output })), _) => {
+            cdi::generate::run(&what, output.as_deref()).map(|()| 0)
+        }
         (Some(Command::Survey { json }), _) => {
             let daemon = job.as_ref().map(|job| job.daemon);
             let survey = Survey::of_host(&Config::load(&environ, None)?, &environ, daemon)?;
@@ -216,37 +216,6 @@ fn list_devices(config: &Config, json: bool) -> Result<u8> {
         eprintln!("hpc-launch: {}: {}", fault.path.display(), fault.why);
     }
     Ok(u8::from(!registry.faults.is_empty()))
-}
-
-/// Describes this host's GPUs.
-fn generate(output: Option<&Path>) -> Result<()> {
-    let driver = host::gpu::nvidia().filter(|driver| !driver.gpus.is_empty()).ok_or_else(|| {
-        Error::new(
-            Code::DeviceMissing,
-            format!("there is nothing to describe: no driver of NVIDIA's is loaded on this host, or it knows no GPU ({})", host::gpu::VERSION),
-            "run on a node with GPUs, with its driver loaded",
-        )
-    })?;
-    let text = to_json(&nvidia::describe(&driver, None))?;
-    let Some(path) = output else { return print(&text) };
-    let failed = |e: std::io::Error| {
-        let what = format!("cannot write {}: {e}", path.display());
-        Error::new(
-            Code::Usage,
-            what,
-            "name a file of a directory that can be written to, as /etc/cdi/nvidia.json",
-        )
-    };
-    // Whole or not at all: programs may read it at any moment. Others must not write to it.
-    let mut unfinished = path.as_os_str().to_owned();
-    unfinished.push(format!(".{}", std::process::id()));
-    let options = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o644).open(&unfinished);
-    let written = options.and_then(|mut file| file.write_all(text.as_bytes()));
-    let placed = written.and_then(|()| std::fs::rename(&unfinished, path));
-    placed.map_err(|e| {
-        let _ = std::fs::remove_file(&unfinished);
-        failed(e)
-    })
 }
 
 fn show_config(config: &Config, json: bool) -> Result<()> {

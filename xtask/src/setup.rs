@@ -59,8 +59,11 @@ const TEST: &[&str] = &[
     "kmod",
     "cpio",
     "xz-utils",
-    // another reader of descriptions of devices
+    // another reader of descriptions of devices, and their published schema
     "podman",
+    "runc",
+    "golang-github-container-orchestrated-devices-container-device-interface-dev",
+    "python3-jsonschema",
     // what tests look with
     "strace",
     "procps",

@@ -26,7 +26,7 @@ const MEMORY_MAJOR: u64 = 1;
 const HARMLESS_MINORS: [u64; 5] = [3, 5, 7, 8, 9];
 /// What to do where a description and the host differ.
 const ANEW: &str = "the description is not of this node as it is now: load the driver, or let its software write the \
-                    file anew (for NVIDIA: nvidia-ctk cdi generate)";
+                    file anew (hpc-launch cdi generate; for NVIDIA also nvidia-ctk cdi generate)";
 
 /// What is shown, by its place inside.
 #[derive(Default)]

@@ -5,7 +5,9 @@
 //! asked for; what is not is bound, as any other thing of the host. Nothing of a description is run.
 
 mod compat;
+mod fabric;
 mod files;
+pub mod generate;
 mod hook;
 pub mod nvidia;
 pub mod registry;
