@@ -62,6 +62,8 @@ unsafe extern "C" {
         fd: c_int,
         offset: c_long,
     ) -> *mut c_void;
+    pub fn alarm(seconds: c_uint) -> c_uint;
+    pub fn signal(number: c_int, handler: extern "C" fn(c_int)) -> usize;
     pub fn getpid() -> c_int;
     pub fn getenv(name: *const c_char) -> *const c_char;
     pub fn prctl(option: c_int, ...) -> c_int;

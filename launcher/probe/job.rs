@@ -134,7 +134,8 @@ pub fn probe(arguments: Arguments) {
         neighbours(key, ranks, rank, given(5), &mut record);
     }
     if let (Some(abi), Some(library)) = (given(3), given(4)) {
-        mpi::probe(abi.to_bytes(), library, given(6), record.as_bytes());
+        let gpu = given(5).map(|gpu| number(gpu) as i32);
+        mpi::probe(abi.to_bytes(), library, gpu, (given(6), record.as_bytes()));
     }
 }
 

@@ -7,6 +7,7 @@
 use core::ffi::{CStr, c_char, c_int, c_void};
 
 use crate::c;
+use crate::cuda;
 use crate::library::{Library, say_objects};
 use crate::say::{self, Line};
 
@@ -16,12 +17,32 @@ const ROUNDS: usize = 8;
 /// How many partners rank 0 has at most.
 const MAX_PARTNERS: c_int = 64;
 const TAG: c_int = 7;
+const SIGALRM: c_int = 14;
+/// Seconds for MPI_Finalize.
+const PATIENCE: core::ffi::c_uint = 10;
+/// In larger jobs not everybody sends to everybody: connections cost memory.
+const MAX_CONNECTED: c_int = 256;
 const MAX_DESCRIPTORS: c_int = 4096;
 /// What a node has to tell.
 const MAX_REPORT: usize = 256 << 10;
 
 type Handle = usize;
 type Exchange = unsafe extern "C" fn(*mut c_void, c_int, Handle, c_int, c_int, Handle) -> c_int;
+
+type SendReceive = unsafe extern "C" fn(
+    *mut c_void,
+    c_int,
+    Handle,
+    c_int,
+    c_int,
+    *mut c_void,
+    c_int,
+    Handle,
+    c_int,
+    c_int,
+    Handle,
+    *mut c_void,
+) -> c_int;
 
 struct Mpi {
     world: Handle,
@@ -31,6 +52,13 @@ struct Mpi {
     send: Exchange,
     receive: unsafe extern "C" fn(*mut c_void, c_int, Handle, c_int, c_int, Handle, *mut c_void) -> c_int,
     barrier: unsafe extern "C" fn(Handle) -> c_int,
+    both: SendReceive,
+}
+
+extern "C" fn unfinalized(_: c_int) {
+    Line::new("unfinalized").field("seconds", PATIENCE).say();
+    // SAFETY: it takes any number.
+    unsafe { c::_exit(0) }
 }
 
 /// Bytes that this process's TCP connections have carried, both ways: `tcpi_bytes_acked` and `tcpi_bytes_received`
@@ -50,7 +78,8 @@ fn tcp_bytes() -> u64 {
 }
 
 /// `report`: a file whose contents rank 0 says for every rank, with this node's `record` behind it.
-pub fn probe(abi: &[u8], name: &CStr, report: Option<&CStr>, record: &[u8]) {
+/// `gpu`: whose memory is sent too, if the MPI says that it can.
+pub fn probe(abi: &[u8], name: &CStr, gpu: Option<i32>, (report, record): (Option<&CStr>, &[u8])) {
     let Some(library) = Library::open(name, c::RTLD_GLOBAL) else { return };
     let is_ompi = abi == b"ompi";
     // SAFETY: signatures and handles of this ABI's mpi.h.
@@ -67,6 +96,7 @@ pub fn probe(abi: &[u8], name: &CStr, report: Option<&CStr>, record: &[u8]) {
                 send: library.function(c"MPI_Send")?,
                 receive: library.function(c"MPI_Recv")?,
                 barrier: library.function(c"MPI_Barrier")?,
+                both: library.function(c"MPI_Sendrecv")?,
             })
         })() else {
             return;
@@ -81,12 +111,20 @@ pub fn probe(abi: &[u8], name: &CStr, report: Option<&CStr>, record: &[u8]) {
         rank_of(mpi.world, &mut rank);
         size_of(mpi.world, &mut size);
         Line::new("mpi").field("status", status).field("rank", rank).field("size", size).say();
+        mpi.everybody(rank, size);
         mpi.exchange(rank, size);
+        if let Some(gpu) = gpu {
+            mpi.device_buffers(&library, gpu, rank, size);
+        }
         if let Some(report) = report {
             mpi.reports(rank, size, report, record);
         }
         say_objects();
+        // Known to hang: MPICH over UCX and TCP between nodes. What is to be said is said.
+        c::signal(SIGALRM, unfinalized);
+        c::alarm(PATIENCE);
         finalize();
+        c::alarm(0);
         Line::new("finalized").field("rank", rank).say();
     }
 }
@@ -124,6 +162,73 @@ impl Mpi {
         }
         // SAFETY: a handle of this MPI.
         unsafe { (self.barrier)(self.world) };
+    }
+
+    /// Each to each: MPICH over UCX hangs in MPI_Finalize where some have never sent to some.
+    fn everybody(&self, rank: c_int, size: c_int) {
+        if size > MAX_CONNECTED {
+            return;
+        }
+        let (mut out, mut back) = ([0u8; 8], [0u8; 8]);
+        let (from, to) = (out.as_mut_ptr().cast(), back.as_mut_ptr().cast());
+        for distance in 1..size {
+            let (next, previous) = ((rank + distance) % size, (rank + size - distance) % size);
+            // SAFETY: buffers of eight bytes; handles of this MPI.
+            unsafe {
+                (self.both)(
+                    from,
+                    8,
+                    self.byte,
+                    next,
+                    TAG,
+                    to,
+                    8,
+                    self.byte,
+                    previous,
+                    TAG,
+                    self.world,
+                    self.ignore,
+                )
+            };
+        }
+    }
+
+    /// A GPU's memory, from rank 0 to rank 1.
+    fn device_buffers(&self, library: &Library, gpu: c_int, rank: c_int, size: c_int) {
+        if size < 2 || rank > 1 {
+            return;
+        }
+        // SAFETY: mpi-ext.h of Open MPI and of MPICH.
+        let ask = library.find(c"MPIX_Query_cuda_support").map(|found| unsafe {
+            core::mem::transmute::<*mut c_void, unsafe extern "C" fn() -> c_int>(found)
+        });
+        // SAFETY: it takes nothing.
+        let is_aware = ask.is_some_and(|ask| unsafe { ask() } == 1);
+        if rank == 0 {
+            Line::new("aware").field("cuda", u8::from(is_aware)).say();
+        }
+        if !is_aware {
+            return;
+        }
+        let Some(cuda) = cuda::open().filter(|cuda| cuda.begin().is_some()) else { return };
+        let (Some(bytes), Some(back)) = (c::zeroed(BYTES), c::zeroed(BYTES)) else { return };
+        bytes.fill(if rank == 0 { 0x5a } else { 0 });
+        let Some(memory) = cuda.memory(gpu, bytes) else { return };
+        let at = memory as *mut c_void;
+        // SAFETY: the GPU's memory is of that many bytes, and this MPI takes it as any other.
+        unsafe {
+            if rank == 0 {
+                (self.send)(at, BYTES as c_int, self.byte, 1, TAG, self.world);
+            } else {
+                (self.receive)(at, BYTES as c_int, self.byte, 0, TAG, self.world, self.ignore);
+                (self.send)(at, BYTES as c_int, self.byte, 0, TAG, self.world);
+            }
+            if rank == 0 {
+                (self.receive)(at, BYTES as c_int, self.byte, 1, TAG, self.world, self.ignore);
+                let is_right = cuda.read(gpu, memory, back) && back.iter().all(|byte| *byte == 0x5a);
+                Line::new("device").field("bytes", BYTES).field("equal", u8::from(is_right)).say();
+            }
+        }
     }
 
     /// Everybody's report, by way of rank 0.

@@ -14,6 +14,7 @@ use serde::Serialize;
 use crate::config::Config;
 use crate::environ::Environ;
 use crate::error::{Error, Result};
+use crate::host::fabric::{Adapter, adapters};
 use crate::host::gpu::{self, Driver};
 use crate::host::mpi::{Surroundings, candidates, identify};
 
@@ -26,14 +27,14 @@ const HELPERS: &[(&str, &str)] = &[
 ];
 
 /// The layout's version.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// What was found.
 #[derive(Debug, Serialize)]
 pub struct Survey {
     version: u32,
     mpis: Vec<FoundMpi>,
-    fabric_devices: Vec<String>,
+    adapters: Vec<Adapter>,
     fabric_libraries: Vec<FoundStack>,
     nvidia: Option<Driver>,
     helpers: Vec<FoundHelper>,
@@ -84,11 +85,10 @@ impl Survey {
         }
         let helpers = HELPERS.iter().filter(|(path, _)| Path::new(path).exists());
         let helpers = helpers.map(|(path, what)| FoundHelper { path: path.into(), what }).collect();
-        let fabric_devices = around.fabric;
         Ok(Survey {
             version: VERSION,
             mpis,
-            fabric_devices,
+            adapters: adapters(Path::new("/")),
             fabric_libraries,
             nvidia: gpu::nvidia(),
             helpers,
@@ -107,11 +107,21 @@ impl Survey {
         if self.mpis.is_empty() {
             line("MPI", "none".to_owned());
         }
-        let devices = match self.fabric_devices.as_slice() {
-            [] => "none: nothing in /sys/class/infiniband or /sys/class/cxi*".to_owned(),
-            some => some.join(", "),
-        };
-        line("fabric", devices);
+        if self.adapters.is_empty() {
+            line("fabric", "none: nothing in /sys/class/infiniband or /sys/class/cxi*".to_owned());
+        }
+        for Adapter { class, name, node, ports } in &self.adapters {
+            let ports: Vec<String> = ports
+                .iter()
+                .map(|port| format!("port {} {} ({})", port.number, port.state, port.layer))
+                .collect();
+            let node =
+                node.as_ref().map_or("no file to reach it by".to_owned(), |node| node.display().to_string());
+            line(
+                "fabric",
+                format!("{name} (/sys/class/{class}): {}", [vec![node], ports].concat().join(", ")),
+            );
+        }
         for FoundStack { stack, copy } in &self.fabric_libraries {
             line("", copy.describe(stack));
         }

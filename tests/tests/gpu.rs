@@ -6,7 +6,7 @@ use std::process::Command;
 
 use hpc_launch_tests::host::{self, Who, everyone, is_root};
 use hpc_launch_tests::image::{Throwaway, directory};
-use hpc_launch_tests::machine::{Gpus as Machine, VERSION, uuid};
+use hpc_launch_tests::machine::{Adapter, Gpus as Machine, VERSION, uuid};
 use hpc_launch_tests::run::Run;
 use serde_json::Value;
 
@@ -269,6 +269,10 @@ fn the_survey_says_what_is_there_and_where_it_knows_it_from() {
         ] {
             assert!(text.contains(part), "{part}\n{text}");
         }
+        let adapter = Adapter::new();
+        let seen = Run::launch(*who, ["survey"]).prelude(adapter.prelude()).run().good().out();
+        let line = "fabric         mlx5_0 (/sys/class/infiniband): /dev/infiniband/uverbs0, port 1 ACTIVE (InfiniBand)";
+        assert!(seen.contains(line), "{seen}");
         let bare = Run::launch(*who, ["survey"]).run().good().out();
         assert!(bare.contains("GPUs           none: no driver of NVIDIA's is loaded"), "{bare}");
     }

@@ -46,6 +46,15 @@ fn lines(outcome: &Outcome) -> Vec<(String, String, String, String)> {
     all.map(|l| (text(l, "status"), text(l, "area"), text(l, "evidence"), text(l, "cure"))).collect()
 }
 
+#[track_caller]
+fn keeps_to_the_schema(outcome: &Outcome) {
+    let schema = Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("docs").join("validate.schema.json");
+    let script =
+        "import json, sys, jsonschema; jsonschema.validate(json.load(sys.stdin), json.loads(sys.argv[1]))";
+    let schema = fs::read_to_string(schema).expect("the schema");
+    Run::command(Who::Root, ["python3", "-c", script, &schema]).stdin(outcome.out()).run().good();
+}
+
 #[test]
 fn what_works_is_shown_with_its_evidence() {
     for who in everyone() {
@@ -86,6 +95,7 @@ fn what_works_is_shown_with_its_evidence() {
 fn the_host_alone() {
     for who in everyone() {
         let outcome = Run::launch(*who, ["validate", "--json"]).run().good();
+        keeps_to_the_schema(&outcome);
         let lines = lines(&outcome);
         assert!(
             lines.iter().any(|(status, area, ..)| (status.as_str(), area.as_str()) == ("PASS", "memory"))
@@ -185,11 +195,14 @@ fn over_several_hosts() {
         return;
     }
     let bed = Hosts::new(2);
-    for (by, image) in [(By::Mpirun, "bookworm-openmpi"), (By::Hydra, "bookworm-mpich")] {
+    for (by, image, mode) in
+        [(By::Mpirun, "bookworm-openmpi", "--mpi=auto"), (By::Hydra, "bookworm-openmpi", "--mpi=bridge")]
+    {
         let before: Vec<Host> = bed.names().iter().map(|name| bed.on(name).state()).collect();
         let image = host::image(image);
-        let run = bed.on(HEAD).launch(by, Who::User, 2, ["validate", "--timeout=20", "--json", text(&image)]);
+        let run = bed.on(HEAD).launch(by, Who::User, 2, ["validate", "--json", mode, text(&image)]);
         let outcome = run.limit(Duration::from_secs(120)).run().good();
+        keeps_to_the_schema(&outcome);
         let report: Value = serde_json::from_str(&outcome.out()).unwrap_or_else(|e| panic!("{e}: {outcome}"));
         let nodes = report["nodes"].as_array().expect("nodes");
         let mut names: Vec<&str> = nodes.iter().filter_map(|node| node["host"].as_str()).collect();
@@ -472,6 +485,7 @@ fn gpus() {
                     "PASS cuda       GPU 1 (NVIDIA T1, {}), 1048576 bytes there and back, a kernel compiled from PTX, reaches the memory of 0",
                     uuid(1)
                 ),
+                "SKIP cuda       this MPI is not made for GPUs' memory (MPIX_Query_cuda_support)",
                 "PASS cuda       rank 0 read rank 1's memory on the GPU (IPC)",
                 "PASS cuda       rank 1 read rank 0's memory on the GPU (IPC)",
             ],

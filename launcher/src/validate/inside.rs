@@ -376,7 +376,7 @@ impl Inside {
         }
         judge::mpi(table, &outcome, expected, &around, &sent, false);
         judge::whole(table, &facts, &around);
-        if place.is_none() && self.ranks > 1 && !sent.is_empty() && facts.one("finalized").is_some() {
+        if place.is_none() && self.ranks > 1 && !sent.is_empty() && is_through(&facts) {
             let has = |name: &str| facts.all("object").any(|fact| fact.text("path").contains(name));
             // Open MPI opens what it is told to use; others are linked with one.
             let may_open = abi == "ompi";
@@ -390,7 +390,7 @@ impl Inside {
             let (outcome, sent) = run(told, None, &format!("{}.rdma", self.key))?;
             judge::mpi(table, &outcome, expected, &around, &sent, true);
         }
-        if place.is_none() || facts.one("finalized").is_none() {
+        if place.is_none() || !is_through(&facts) {
             return Ok(None);
         }
         let told = facts.all("report").filter_map(|fact| {
@@ -403,6 +403,11 @@ impl Inside {
         });
         Ok(Some(told.collect()))
     }
+}
+
+/// Whether the job came to its end, or as good as that.
+fn is_through(facts: &Facts) -> bool {
+    facts.one("finalized").is_some() || facts.one("unfinalized").is_some()
 }
 
 /// Where the host's files lie inside, but for what every sandbox has.

@@ -562,6 +562,25 @@ pub fn ranks(table: &mut Table, facts: &Facts, expected: usize, yama: Option<&st
     }
 }
 
+/// What MPIs say when they end, and what to do about it (failures of users, as they are reported).
+const KNOWN: &[(&str, &str)] = &[
+    (
+        "GTL library is not linked",
+        "Cray MPICH was asked for GPUs (MPICH_GPU_SUPPORT_ENABLED=1) without its library for them: link the program with \
+         libmpi_gtl_cuda or libmpi_gtl_hsa, or preload it (--env LD_PRELOAD=…/libmpi_gtl_cuda.so), or unset the variable",
+    ),
+    ("max locked memory", "the limit of locked memory is too low: see the line on memory"),
+    ("Couldn't register MR", "the limit of locked memory is too low: see the line on memory"),
+    ("fi_getinfo() failed", "libfabric has no provider for what this host has: see the line on libfabric"),
+    ("No PMIx server was reachable", "the launcher's PMIx is none that this MPI understands: --mpi=bridge"),
+    ("invalid PMI1 init command", "the launcher's PMI is none that this MPI understands: --mpi=bridge"),
+    ("Non-existant physical address", "/dev/shm is full: see the line on memory"),
+    (
+        "CUDA driver version is insufficient",
+        "the driver is older than the image's CUDA: see the lines on cuda",
+    ),
+];
+
 /// What MPI did, and by which way. `sent`: bytes that the adapters' ports counted meanwhile, by port.
 pub fn mpi(
     table: &mut Table,
@@ -582,11 +601,9 @@ pub fn mpi(
             Some(_) => format!("MPI_Init did not return: the job {}{said}", outcome.how()),
             None => format!("the job {} before MPI{said}", outcome.how()),
         };
-        return table.fail(
-            area,
-            what,
-            "hpc-launch check --launcher=… shows the verdict for this launcher, with its reasons",
-        );
+        let cure = KNOWN.iter().find(|(text, _)| outcome.err.contains(text) || outcome.out.contains(text));
+        let usual = "hpc-launch check --launcher=… shows the verdict for this launcher, with its reasons";
+        return table.fail(area, what, cure.map_or(usual, |(_, cure)| cure));
     };
     let size = began.number("size").unwrap_or(0);
     if size != expected as i64 {
@@ -609,12 +626,34 @@ pub fn mpi(
             "do not run jobs here: the transport loses data",
         );
     }
-    let finalized = facts.all("finalized").count();
+    let finalized = facts.all("finalized").chain(facts.all("unfinalized")).count();
+    if let Some(fact) = facts.one("unfinalized") {
+        table.warn(
+            area,
+            format!("MPI_Finalize did not return within {} s", fact.text("seconds")),
+            "jobs may hang at their end; MPICH over UCX and TCP between nodes is known for it: use its libfabric, or a fabric",
+        );
+    }
     if finalized == 0 || !matches!(outcome.end, End::Exit(0)) {
         let said = outcome.said();
         let done = if ours.is_empty() { "nothing was exchanged" } else { "messages were exchanged" };
         table.fail(area, format!("{done}, and the job {}: {said}", outcome.how()), "see what it says");
         return;
+    }
+    match (facts.one("aware"), facts.one("device")) {
+        (_, Some(fact)) if fact.is_set("equal") => {
+            table.pass(Area::Cuda, format!("MPI sent {} bytes of a GPU's memory, there and back", fact.text("bytes")));
+        }
+        (_, Some(_)) => table.fail(
+            Area::Cuda,
+            "MPI sent a GPU's memory, and other bytes arrived",
+            "do not give this MPI device buffers",
+        ),
+        (Some(fact), None) if !fact.is_set("cuda") => table.skip(
+            Area::Cuda,
+            "this MPI is not made for GPUs' memory (MPIX_Query_cuda_support): programs must copy it to the host's first",
+        ),
+        _ => {}
     }
     let bytes: i64 = ours.iter().filter_map(|fact| fact.number("bytes")).sum();
     let tcp: i64 = ours.iter().filter_map(|fact| fact.number("tcp")).sum();
@@ -656,5 +695,131 @@ pub fn mpi(
         table.skip(area, format!("{size} rank: nothing to exchange; --np 2 or more"));
     } else {
         table.pass(area, evidence);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn outcome(end: End, out: &str, err: &str) -> Outcome {
+        Outcome { end, out: out.to_owned(), err: err.to_owned() }
+    }
+
+    fn around() -> Around<'static> {
+        Around { adapters: &[], of_host: &[] }
+    }
+
+    #[test]
+    fn an_mpi_that_ends_is_understood_by_what_it_says() {
+        let opened = "opening\tname=libmpi.so\nlibrary\tname=libmpi.so\tpath=/x/libmpi.so\ninitialising\n";
+        for (said, cure) in [
+            (
+                "MPICH ERROR: GPU_SUPPORT_ENABLED is requested, but GTL library is not linked",
+                "libmpi_gtl_cuda",
+            ),
+            (
+                "Please set max locked memory (ulimit -l) to 'unlimited'",
+                "the limit of locked memory is too low",
+            ),
+            ("OFI fi_getinfo() failed (ofi_init.c:1): No data available", "see the line on libfabric"),
+            ("something else", "hpc-launch check"),
+        ] {
+            let mut table = Table::default();
+            mpi(&mut table, &outcome(End::Exit(1), opened, said), 2, &around(), &[], false);
+            let line = &table.lines[0];
+            assert_eq!((line.status, line.area), (Status::Fail, Area::Mpi));
+            assert!(
+                line.evidence.contains("MPI_Init did not return") && line.evidence.contains(said),
+                "{line:?}"
+            );
+            assert!(line.cure.contains(cure), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn singletons_are_a_failure() {
+        let out = "library\tname=m\tpath=/m\nmpi\tstatus=0\trank=0\tsize=1\nfinalized\trank=0\nend\n";
+        let mut table = Table::default();
+        mpi(&mut table, &outcome(End::Exit(0), out, ""), 4, &around(), &[], false);
+        assert_eq!(table.lines[0].status, Status::Fail);
+        assert!(table.lines[0].evidence.contains("MPI has 1 ranks, 4 were started"), "{:?}", table.lines);
+    }
+
+    fn exchanged(tcp: u64, sent: &[(String, u64)], forced: bool) -> (Status, String) {
+        let out = format!(
+            "library\tname=m\tpath=/m\nmpi\tstatus=0\trank=0\tsize=2\nexchange\trank=0\twith=1\tbytes=16000000\t\
+             microseconds=10000\ttcp={tcp}\tequal=1\nfinalized\trank=0\nend\n"
+        );
+        let mut table = Table::default();
+        mpi(&mut table, &outcome(End::Exit(0), &out, ""), 2, &around(), sent, forced);
+        let line = table.lines.remove(0);
+        (line.status, line.evidence)
+    }
+
+    #[test]
+    fn the_way_is_told_by_what_the_kernel_counts() {
+        let port = |bytes| vec![("mlx5_0:1".to_owned(), bytes)];
+        assert!(exchanged(0, &port(0), false).1.contains("at 1600 MB/s, by shared memory"));
+        assert!(exchanged(16_000_000, &port(0), false).1.contains("by TCP: 16.0 MB of it"));
+        assert!(exchanged(64, &port(9_000_000), false).1.contains("by RDMA: port mlx5_0:1 sent 9.0 MB"));
+        assert_eq!(exchanged(0, &port(9_000_000), true).0, Status::Pass);
+        // Told to use the adapter, and it did not.
+        assert_eq!(exchanged(0, &port(0), true).0, Status::Fail);
+    }
+
+    #[test]
+    fn a_probe_that_dies_says_where() {
+        let mut table = Table::default();
+        let died = outcome(End::Signal(nix::sys::signal::Signal::SIGBUS), "opening\tname=libucp.so.0\n", "");
+        assert!(!ucx(&mut table, &died, &around()));
+        assert!(
+            table.lines[0].evidence.contains("was killed by SIGBUS (7) while libucp.so.0 was loaded"),
+            "{:?}",
+            table.lines
+        );
+        let hung = outcome(End::TimeOut(Duration::from_secs(9)), "", "");
+        verbs(&mut table, &hung, &around());
+        assert!(
+            table.lines[1].evidence.contains("did not end within 9 s before it began"),
+            "{:?}",
+            table.lines
+        );
+    }
+
+    #[test]
+    fn one_stack_of_two_worlds() {
+        let facts =
+            Facts::of("object\tpath=/run/hpc-launch/lib/libucp.so.0\nobject\tpath=/usr/lib/libuct.so.0\n");
+        let of_host = [PathBuf::from("/run/hpc-launch")];
+        let mut table = Table::default();
+        whole(&mut table, &facts, &Around { adapters: &[], of_host: &of_host });
+        assert_eq!(table.lines[0].status, Status::Fail);
+        assert!(
+            table.lines[0]
+                .evidence
+                .contains("UCX is of two worlds: /run/hpc-launch/lib/libucp.so.0 is the host's")
+        );
+    }
+
+    #[test]
+    fn ranks_that_cannot_read_each_other() {
+        let rank = |n: u32, user: u32, errno: i32| {
+            format!(
+                "rank\tlocal={n}\tuser={user}\tpid=2\tof={}\terrno={errno}\tequal={}\tcpus=3\n",
+                1 - n,
+                u8::from(errno == 0)
+            )
+        };
+        let mut table = Table::default();
+        ranks(&mut table, &Facts::of(&(rank(0, 1, 1) + &rank(1, 9, 0))), 2, Some("2"));
+        let all: Vec<(Status, &str)> = table.lines.iter().map(|l| (l.status, l.evidence.as_str())).collect();
+        assert_eq!(all[0], (Status::Fail, "ranks are in different user namespaces: 1, 9"));
+        assert_eq!(all[1], (Status::Pass, "2 ranks are in one pid namespace, 2"));
+        let read = "rank 0 cannot read rank 1's memory (process_vm_readv): EPERM: Operation not permitted \
+                    (kernel.yama.ptrace_scope is 2)";
+        assert_eq!(all[2], (Status::Fail, read));
+        assert_eq!(all[3], (Status::Warn, "several ranks are bound to one processor: 0: 3; 1: 3"));
     }
 }
