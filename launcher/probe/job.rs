@@ -1,8 +1,8 @@
 //! Ranks of one job: what those of a node share, and then MPI itself.
 //!
-//! `job KEY RANKS RANK ABI LIBRARY GPU REPORT`: KEY names a file of /dev/shm, RANKS is how many there are on this node,
+//! `job KEY RANKS RANK ABI LIBRARY GPU REPORT PATIENCE`: KEY names a file of /dev/shm, RANKS is how many there are on this node,
 //! RANK which of them this is, ABI and LIBRARY are the MPI's, GPU is which one it shares with the next, REPORT a file
-//! that rank 0 is told. `-`: none.
+//! that rank 0 is told, PATIENCE how many seconds ranks wait for each other. `-`: none.
 
 use core::ffi::{CStr, c_int, c_void};
 use core::fmt::Write;
@@ -17,8 +17,6 @@ use crate::say::{Line, Record};
 
 /// More than a node has ranks.
 const MAX_RANKS: usize = 1024;
-/// How long ranks of one node wait for each other.
-const PATIENCE: f64 = 30.0;
 /// So much is read of another rank.
 const BYTES: usize = 64 << 10;
 /// What a node's ranks have to say of each other.
@@ -88,10 +86,10 @@ fn number(text: &CStr) -> usize {
 }
 
 /// Waits until a rank is that far.
-fn wait(part: &Part, stage: u32) -> bool {
+fn wait(part: &Part, stage: u32, patience: f64) -> bool {
     let began = c::now();
     while part.stage.load(Ordering::Acquire) < stage {
-        if c::now() - began > PATIENCE {
+        if c::now() - began > patience {
             return false;
         }
         // SAFETY: it takes any number.
@@ -131,7 +129,7 @@ pub fn probe(arguments: Arguments) {
     let Some(room) = c::zeroed(MAX_RECORD) else { return };
     let mut record = Record::new(room);
     if rank < ranks {
-        neighbours(key, ranks, rank, given(5), &mut record);
+        neighbours(key, (ranks, rank), given(5), given(7).map_or(0, number) as f64, &mut record);
     }
     if let (Some(abi), Some(library)) = (given(3), given(4)) {
         let gpu = given(5).map(|gpu| number(gpu) as i32);
@@ -139,7 +137,13 @@ pub fn probe(arguments: Arguments) {
     }
 }
 
-fn neighbours(key: &CStr, ranks: usize, rank: usize, gpu: Option<&CStr>, record: &mut Record) {
+fn neighbours(
+    key: &CStr,
+    (ranks, rank): (usize, usize),
+    gpu: Option<&CStr>,
+    patience: f64,
+    record: &mut Record,
+) {
     let Some(parts) = parts(key, ranks) else { return };
     let Some(memory) = c::zeroed(BYTES) else { return };
     memory.iter_mut().enumerate().for_each(|(n, byte)| *byte = (n + rank * 31) as u8);
@@ -159,7 +163,7 @@ fn neighbours(key: &CStr, ranks: usize, rank: usize, gpu: Option<&CStr>, record:
     // SAFETY: nobody reads it before the stage says so.
     unsafe { *mine.cpus.get() = cpus };
     mine.stage.store(1, Ordering::Release);
-    let all_came = parts.iter().all(|part| wait(part, 1));
+    let all_came = parts.iter().all(|part| wait(part, 1, patience));
     if rank == 0 {
         let path = Name::of(format_args!("/dev/shm/hpc-launch-validate.{}", key.to_str().unwrap_or("")));
         // SAFETY: a string. Everybody has it open, or never will.
@@ -184,7 +188,7 @@ fn neighbours(key: &CStr, ranks: usize, rank: usize, gpu: Option<&CStr>, record:
     mine.is_equal.store(u32::from(count == BYTES as isize && equal), Ordering::Relaxed);
     mine.stage.store(2, Ordering::Release);
     // Its memory must stay until the last has read it.
-    let all_read = parts.iter().all(|part| wait(part, 2));
+    let all_read = parts.iter().all(|part| wait(part, 2, patience));
     if rank == 0 && all_read {
         for (number, part) in parts.iter().enumerate() {
             // SAFETY: set before its stage was, and not since.
@@ -203,12 +207,12 @@ fn neighbours(key: &CStr, ranks: usize, rank: usize, gpu: Option<&CStr>, record:
         }
     }
     if let Some(gpu) = gpu {
-        share_gpu(parts, rank, next, gpu);
+        share_gpu(parts, (rank, next), gpu, patience);
     }
 }
 
 /// Opens the next rank's memory on the GPU.
-fn share_gpu(parts: &[Part], rank: usize, next: usize, gpu: &CStr) {
+fn share_gpu(parts: &[Part], (rank, next): (usize, usize), gpu: &CStr, patience: f64) {
     let device = number(gpu) as c_int;
     let mine = &parts[rank];
     let cuda = cuda::open().filter(|cuda| cuda.begin().is_some());
@@ -224,7 +228,7 @@ fn share_gpu(parts: &[Part], rank: usize, next: usize, gpu: &CStr) {
     }
     mine.stage.store(3, Ordering::Release);
     if let Some(cuda) = cuda
-        && wait(&parts[next], 3)
+        && wait(&parts[next], 3, patience)
         && parts[next].has_handle.load(Ordering::Relaxed) == 1
     {
         // SAFETY: set before its stage was.
@@ -239,6 +243,6 @@ fn share_gpu(parts: &[Part], rank: usize, next: usize, gpu: &CStr) {
     }
     mine.stage.store(4, Ordering::Release);
     parts.iter().for_each(|part| {
-        wait(part, 4);
+        wait(part, 4, patience);
     });
 }

@@ -19,7 +19,7 @@ pub fn probe() {
             return;
         };
         Line::new("version").text("text", version()).say();
-        type Init = unsafe extern "C" fn(u32, u32, *const u64, *const c_void, *mut *mut c_void) -> c_int;
+        type Init = unsafe extern "C" fn(u32, u32, *const u64, *const c_void, *mut *mut c_void) -> i8;
         type Numbers = unsafe extern "C" fn(*mut u32, *mut u32, *mut u32);
         let Some(init) = library.function::<Init>(c"ucp_init_version") else { return };
         let Some(numbers) = library.function::<Numbers>(c"ucp_get_version") else { return };
@@ -30,7 +30,7 @@ pub fn probe() {
         };
         let (mut major, mut minor, mut patch) = (0, 0, 0);
         numbers(&mut major, &mut minor, &mut patch);
-        // field_mask = UCP_PARAM_FIELD_FEATURES, features = UCP_FEATURE_TAG | UCP_FEATURE_RMA; all else is not looked at.
+        // A status is one byte (UCS_S_PACKED). field_mask = UCP_PARAM_FIELD_FEATURES, features = UCP_FEATURE_TAG | UCP_FEATURE_RMA; all else is not looked at.
         let mut parameters = [0u64; PARAMETERS / 8];
         parameters[0] = 1;
         parameters[1] = 1 | 2;

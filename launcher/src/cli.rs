@@ -237,6 +237,8 @@ pub enum FabricMode {
     Host,
     /// The image's
     Image,
+    /// The image's, and MPIs are told to keep away from adapters: for comparison
+    None,
 }
 
 /// How a bridged program finds its PMI server.

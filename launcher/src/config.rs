@@ -21,6 +21,14 @@ use crate::host::mpi::Named;
 /// The site's file.
 pub const SITE_FILE: &str = "/etc/hpc-launch/config.toml";
 
+/// Variables by which UCX, libfabric and Open MPI keep away from adapters. (UCX 1.10 knows no `^ib`.)
+const KEEP_AWAY: &[(&str, &str)] = &[
+    ("UCX_TLS", "self,sm,tcp"),
+    ("FI_PROVIDER", "^verbs,psm,psm2,psm3,opx,cxi,efa,usnic"),
+    ("OMPI_MCA_btl", "^openib,usnic"),
+    ("OMPI_MCA_mtl", "^psm,psm2"),
+];
+
 /// Where a value comes from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -215,7 +223,21 @@ impl Config {
         if let Some(options) = options {
             config.apply(flags(options)?, &|key| Origin::Flag(flag(key)), false)?;
         }
+        if config.fabric.value == FabricMode::None {
+            config.keep_away(environ);
+        }
         Ok(config)
+    }
+
+    /// Tells MPIs to do without adapters. Who says otherwise by a variable is believed.
+    fn keep_away(&mut self, environ: &Environ) {
+        for (name, value) in KEEP_AWAY {
+            let is_said = environ.get_os(name).is_some() || self.env.iter().any(|pair| pair.value.0 == *name);
+            if !is_said {
+                let value = ((*name).to_owned(), (*value).to_owned());
+                self.env.push(Sourced { value, origin: self.fabric.origin.clone() });
+            }
+        }
     }
 
     fn apply(&mut self, layer: FileLayer, origin: &dyn Fn(&str) -> Origin, is_site: bool) -> Result<()> {

@@ -33,7 +33,9 @@ pub struct Beneath {
 pub fn beneath(case: &Case, prober: &Prober, looked: &Looked, mpi: Option<&Mpi>) -> Result<Beneath> {
     let asked = &case.config.fabric;
     let is_idle = mpi.is_none() || case.around.fabric.is_empty();
-    if asked.value == FabricMode::Image || asked.value == FabricMode::Auto && is_idle {
+    if matches!(asked.value, FabricMode::Image | FabricMode::None)
+        || asked.value == FabricMode::Auto && is_idle
+    {
         return Ok(Beneath::default());
     }
     let insists = asked.value == FabricMode::Host;

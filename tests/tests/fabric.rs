@@ -187,6 +187,25 @@ fn auto_takes_the_hosts_only_where_there_are_devices() {
     }
 }
 
+/// For comparison: MPIs are told to keep away from adapters, but for what somebody says by a variable.
+#[test]
+fn none_keeps_away_from_adapters() {
+    for who in everyone() {
+        let image = host::image("bookworm-openmpi");
+        let line = ["-n", "2", "--oversubscribe", "--fabric=none", "--mpi=bridge", text(&image)];
+        let look = ["sh", "-c", "echo $UCX_TLS $FI_PROVIDER $OMPI_MCA_btl"];
+        let outcome =
+            Run::launch(*who, line.iter().chain(&look).copied()).env("FI_PROVIDER", "mine").run().good();
+        assert_eq!(outcome.out(), "self,sm,tcp mine ^openib,usnic\n".repeat(2), "{outcome}");
+        for image in ["bullseye-openmpi", "bookworm-mpich", "trixie-openmpi"] {
+            let image = host::image(image);
+            let line = ["-n", "2", "--oversubscribe", "--fabric=none", "--mpi=bridge", text(&image)];
+            let outcome = Run::launch(*who, line.iter().copied().chain(["/opt/examples/ring"])).run();
+            outcome.good().says(&[]).prints("ring of 2 ranks: sum 1 correct");
+        }
+    }
+}
+
 /// Jobs with and without it are different sandboxes, and decisions of one are not the other's.
 #[test]
 fn decisions_are_kept_apart() {
@@ -306,7 +325,7 @@ fn who_insists_is_told_why_not() {
         Run::launch(Who::User, [text(&image("bookworm-openmpi")), "true"]).env("HPC_LAUNCH_FABRIC", "fast");
     outcome
         .run()
-        .refused("config-invalid", &["HPC_LAUNCH_FABRIC", "\"fast\" is none of auto, host and image"]);
+        .refused("config-invalid", &["HPC_LAUNCH_FABRIC", "\"fast\" is none of auto, host, image and none"]);
 }
 
 #[test]

@@ -108,6 +108,24 @@ fn validate_proves_that_rdma_ran() {
     }
 }
 
+/// For comparison: nothing goes over the adapter.
+#[test]
+fn none_keeps_away_from_it() {
+    if skipped() {
+        return;
+    }
+    let before = sent();
+    let outcome = validate("trixie-openmpi", "", &["--mpi=bridge", "--fabric=none"]).good();
+    assert!(
+        outcome.out().contains("PASS ucx        UCX 1.18.1 (the image's): ")
+            && !outcome.out().contains("rc_verbs"),
+        "{outcome}"
+    );
+    assert!(outcome.out().contains("by shared memory"), "{outcome}");
+    // The probe's own write only.
+    assert!(sent() - before < 3000, "{} packets", sent() - before);
+}
+
 #[test]
 fn what_is_wrong_with_an_adapter_is_named_with_its_cure() {
     if skipped() {
@@ -119,9 +137,9 @@ fn what_is_wrong_with_an_adapter_is_named_with_its_cure() {
             "ulimit -l 64",
             &[
                 "FAIL memory     locked memory: 64 KiB",
-                "`ulimit -l unlimited` is allowed here",
-                "FAIL verbs      rxe0 port 1: ibv_reg_mr",
-                "Cannot allocate memory",
+                "the hard limit is 64 KiB, let the administrator raise it",
+                "`* - memlock unlimited` in /etc/security/limits.conf",
+                "FAIL verbs      rxe0 port 1: ibv_reg_mr: ENOMEM: Out of memory",
             ],
         ),
         (

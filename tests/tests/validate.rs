@@ -11,6 +11,8 @@ use hpc_launch_tests::image::{Throwaway, directory};
 use hpc_launch_tests::leaks::Host;
 use hpc_launch_tests::machine::{Adapter, Gpus, VERSION, sh, uuid};
 use hpc_launch_tests::run::{Outcome, Run};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 fn text(path: &Path) -> &str {
@@ -194,10 +196,13 @@ fn over_several_hosts() {
     if skipped() {
         return;
     }
-    let bed = Hosts::new(2);
-    for (by, image, mode) in
-        [(By::Mpirun, "bookworm-openmpi", "--mpi=auto"), (By::Hydra, "bookworm-openmpi", "--mpi=bridge")]
-    {
+    let bed = Hosts::with_slurm(2);
+    for (by, image, mode) in [
+        (By::Mpirun, "bookworm-openmpi", "--mpi=auto"),
+        (By::Hydra, "bookworm-openmpi", "--mpi=bridge"),
+        (By::Srun("pmi2"), "trixie-openmpi", "--mpi=auto"),
+        (By::Srun("pmix"), "bookworm-openmpi", "--mpi=auto"),
+    ] {
         let before: Vec<Host> = bed.names().iter().map(|name| bed.on(name).state()).collect();
         let image = host::image(image);
         let run = bed.on(HEAD).launch(by, Who::User, 2, ["validate", "--json", mode, text(&image)]);
@@ -459,6 +464,48 @@ fn libraries_that_do_not_work() {
                 "core and its bindings are of two releases",
             ],
         );
+    }
+}
+
+/// An image whose library says what it likes: it is shown, and commands nothing.
+#[test]
+fn a_library_that_lies() {
+    let image = Throwaway::new();
+    let triple = format!("lib/{}-linux-gnu", std::env::consts::ARCH);
+    let source = "#include <stdio.h>\nunsigned fi_version(void) { return 1 << 16 | 99; }\n\
+         int fi_getinfo(unsigned v, void *n, void *s, long f, void *h, void **i) {\n\
+         *i = 0; puts(\"provider\\tname=\\033[2Jevil\"); puts(\"end\"); fflush(stdout); return 0; }\n";
+    fs::write(image.at("fi.c"), source).expect("written");
+    sh(
+        &image.root(),
+        &format!("cc -shared -fPIC fi.c -o {triple}/libfabric.so.1 -Wl,-soname,libfabric.so.1 && rm fi.c"),
+    );
+    for who in everyone() {
+        let outcome = validate(*who, &["--np=1"], &image.root()).run().good();
+        has(&outcome, &["PASS libfabric  libfabric 1.99 (the image's): ?[2Jevil"]);
+        assert!(!outcome.out().contains('\u{1b}'), "{outcome}");
+    }
+}
+
+/// Nothing is left of one that is interrupted.
+#[test]
+fn an_interrupted_one_leaves_nothing() {
+    let place = directory("/tmp");
+    fs::set_permissions(place.path(), Permissions::from_mode(0o777)).expect("a mode");
+    for who in everyone() {
+        // Its ranks wait for each other, and one never comes: hence there is time.
+        let run =
+            validate(*who, &["--mpi=bridge"], &host::image("bookworm-openmpi")).env("TMPDIR", place.path());
+        let mut running = run.env("OMPI_MCA_pml", "ob1").start();
+        running.wait_until("the probe is there", |_| {
+            fs::read_dir(place.path()).is_ok_and(|mut d| d.next().is_some())
+        });
+        kill(Pid::from_raw(running.pid()), Signal::SIGTERM).expect("it runs");
+        let outcome = running.finish();
+        outcome.says(&["[interrupted] ended by signal 15"]);
+        let left: Vec<_> =
+            fs::read_dir(place.path()).expect("there").flatten().map(|e| e.file_name()).collect();
+        assert!(left.iter().all(|name| !name.to_string_lossy().contains("hpc-launch")), "{left:?}");
     }
 }
 

@@ -53,6 +53,7 @@ const BINDINGS: &[&str] = &[
 
 /// Where providers of verbs are, but for the one whose name has the machine's.
 const PROVIDERS: &[&str] = &["/usr/lib64/libibverbs", "/usr/lib/libibverbs"];
+const LIBDL: &str = "libdl.so.2";
 /// More entries than such a directory has.
 const MAX_ENTRIES: usize = 1024;
 
@@ -67,6 +68,8 @@ pub struct Scouted {
     pub bindings: Vec<String>,
     /// Files of providers of verbs.
     pub providers: Vec<String>,
+    /// It has a libdl.so.2, as glibc needs before 2.34 and minimal images lack since.
+    pub has_libdl: bool,
 }
 
 impl Request {
@@ -99,7 +102,14 @@ impl Request {
             beside.as_ref().is_some_and(|d| prober.file(&d.join(name), Arch::NATIVE).is_some())
         };
         let bindings = BINDINGS.iter().filter(is_beside).map(ToString::to_string).collect();
-        Ok(Scouted { loader: loader(&view, &prober), mpis, bindings, providers: providers(&view) })
+        let triple = format!("{}-linux-gnu", std::env::consts::ARCH);
+        let directories = ["/lib", "/usr/lib"].map(|lib| format!("{lib}/{triple}")).into_iter();
+        let directories = directories.chain(["/lib64", "/usr/lib64", "/lib", "/usr/lib"].map(String::from));
+        let is_there = |path: String| prober.file(Path::new(&path), Arch::NATIVE).is_some();
+        let has_libdl = directories.map(|d| format!("{d}/{LIBDL}")).any(is_there)
+            || prober.cached(LIBDL, Arch::NATIVE, Cpu::this(), || true).is_some();
+        let (loader, providers) = (loader(&view, &prober), providers(&view));
+        Ok(Scouted { loader, mpis, bindings, providers, has_libdl })
     }
 }
 

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use abi_probe::fabric::Fabric;
 use abi_probe::mpi::{Abi, Mpi};
 use pmi_shim::launcher::VARIABLES;
 use serde::Deserialize;
@@ -15,7 +16,7 @@ use super::facts::Facts;
 use super::judge::{self, Around};
 use super::table::Table;
 use super::tool::{INSIDE, Tool};
-use crate::cli::{Cli, Command, JobOptions, MpiMode, Options, PlanArgs, Run, ValidateArgs};
+use crate::cli::{Cli, Command, FabricMode, JobOptions, MpiMode, Options, PlanArgs, Run, ValidateArgs};
 use crate::config::Config;
 use crate::environ::Environ;
 use crate::error::Result;
@@ -31,6 +32,8 @@ const LIBRARIES: &[&str] =
     &["libucp.so.0", "libfabric.so.1", "libibverbs.so.1", "librdmacm.so.1", "libpsm2.so.2"];
 /// The same of NVIDIA's driver.
 const OF_DRIVER: &[&str] = &["libcuda.so.1", "libnvidia-ml.so.1", "libnvidia-ptxjitcompiler.so.1"];
+/// More steps than there are before ranks meet, each of which may take all of its time.
+const STEPS: u32 = 8;
 /// So many libraries are loaded.
 const MAX_LIBRARIES: usize = 256;
 /// Variables by which an MPI is told to move data by RDMA, with UCX or with libfabric.
@@ -91,7 +94,11 @@ impl Inside {
             ranks,
             limit: Duration::from_secs(args.timeout),
             key,
-            adapters: adapters(Path::new("/")),
+            // Who keeps away from them is not to be told that nothing uses them.
+            adapters: match config.fabric.value {
+                FabricMode::None => Vec::new(),
+                _ => adapters(Path::new("/")),
+            },
             gpus: driver.map(|d| d.gpus.into_iter().map(|gpu| gpu.uuid).collect()).unwrap_or_default(),
         })
     }
@@ -106,7 +113,7 @@ impl Inside {
             );
             return Ok(None);
         };
-        let tool = Tool::write(&self.key, loader, &self.environ)?;
+        let tool = Tool::write(&self.key, (loader, scouted.has_libdl), &self.environ)?;
         self.options.bind.push(tool.bind().into());
         let mpi = scouted.mpis.first();
         self.options.mpi_library = mpi.map(|mpi| mpi.library.clone());
@@ -135,12 +142,13 @@ impl Inside {
         cli: Cli,
         job: Option<JobStep>,
         more: &[(&str, &str)],
+        limit: Duration,
     ) -> Result<Outcome> {
         let mut environ = if job.is_some() { self.environ.clone() } else { self.quiet.clone() };
         for (name, value) in more {
             environ.set(*name, *value);
         }
-        watch.run(self.limit, || match crate::dispatch(cli, environ, job) {
+        watch.run(limit, || match crate::dispatch(cli, environ, job) {
             Ok(status) => status,
             Err(e) => {
                 eprintln!("{e}");
@@ -169,7 +177,7 @@ impl Inside {
             image: Some(self.image.clone()),
             command_line: Inside::words(words),
         };
-        self.command(watch, cli, None, more)
+        self.command(watch, cli, None, more, self.limit)
     }
 
     fn scout(&self, watch: &Watch, table: &mut Table) -> Result<Option<Scouted>> {
@@ -216,7 +224,8 @@ impl Inside {
             command_line: Vec::new(),
         };
         let own = || standalone::step_of(None, 0, self.ranks, std::process::id() as i32);
-        let outcome = self.command(watch, cli, Some(self.job.clone().unwrap_or_else(own)), &[])?;
+        let outcome =
+            self.command(watch, cli, Some(self.job.clone().unwrap_or_else(own)), &[], self.limit)?;
         let plan: Option<Value> = match outcome.end {
             End::Exit(0) => serde_json::from_str(&outcome.out).ok(),
             _ => None,
@@ -233,18 +242,9 @@ impl Inside {
                 "the image has no MPI where MPIs usually are; --mpi-library names one at another place",
             ),
         }
-        for fabric in plan["fabrics"].as_array().into_iter().flatten() {
-            let of = |side: &str, what: &str| fabric[side][what].as_str().unwrap_or("?").to_owned();
-            table.pass(
-                Area::Link,
-                format!(
-                    "the host's {} {} ({}) takes the place of the image's {}",
-                    fabric["stack"].as_str().unwrap_or_default(),
-                    of("host", "release"),
-                    of("host", "library"),
-                    of("image", "release")
-                ),
-            );
+        let fabrics = plan["fabrics"].as_array().into_iter().flatten();
+        for fabric in fabrics.filter_map(|fabric| Fabric::deserialize(fabric).ok()) {
+            table.pass(Area::Link, format!("the host's {}", fabric.describe()));
         }
         for note in plan["notes"].as_array().into_iter().flatten().filter_map(Value::as_str) {
             if let Some(text) = note.strip_prefix(WARNING) {
@@ -321,6 +321,9 @@ impl Inside {
             _ => "-",
         };
         let place = self.job.as_ref().map(|job| &job.rank);
+        // Under a launcher ranks wait for those that look at their nodes first.
+        let limit = if place.is_some() { self.limit * STEPS } else { self.limit };
+        let patience = limit.as_secs().to_string();
         let (ranks, rank) = (self.ranks.to_string(), place.and_then(|p| p.local_rank).map(|r| r.to_string()));
         let gpu = if self.gpus.is_empty() { "-" } else { "0" };
         let run = |more: &[(&str, &str)], report: Option<&str>, key: &str| {
@@ -333,6 +336,7 @@ impl Inside {
                 library.as_deref().unwrap_or("-"),
                 gpu,
                 report.unwrap_or("-"),
+                &patience,
             ];
             let job = match place {
                 Some(_) => JobOptions::default(),
@@ -352,7 +356,7 @@ impl Inside {
                 command_line: Inside::words(&words),
             };
             let before = sent_bytes();
-            let outcome = self.command(watch, cli, self.job.clone(), more);
+            let outcome = self.command(watch, cli, self.job.clone(), more, limit);
             let _ = std::fs::remove_file(format!("/dev/shm/hpc-launch-validate.{key}"));
             let after = sent_bytes().into_iter().zip(before);
             Ok::<_, crate::error::Error>((
@@ -376,7 +380,12 @@ impl Inside {
         }
         judge::mpi(table, &outcome, expected, &around, &sent, false);
         judge::whole(table, &facts, &around);
-        if place.is_none() && self.ranks > 1 && !sent.is_empty() && is_through(&facts) {
+        if place.is_none()
+            && self.ranks > 1
+            && !self.adapters.is_empty()
+            && !sent.is_empty()
+            && is_through(&facts)
+        {
             let has = |name: &str| facts.all("object").any(|fact| fact.text("path").contains(name));
             // Open MPI opens what it is told to use; others are linked with one.
             let may_open = abi == "ompi";

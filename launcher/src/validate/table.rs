@@ -54,6 +54,15 @@ pub struct Table {
     pub lines: Vec<Line>,
 }
 
+/// So much of a text is printed.
+const MAX_SHOWN: usize = 4096;
+
+/// What comes from an image is no command to a terminal, and no page of it.
+fn shown(text: String) -> String {
+    let plain = |c: char| if c.is_control() { '?' } else { c };
+    text.chars().take(MAX_SHOWN).map(plain).collect()
+}
+
 /// The layout's version.
 const VERSION: u32 = 1;
 
@@ -71,7 +80,7 @@ pub struct Report<'a> {
 impl Table {
     /// One more.
     pub fn add(&mut self, area: Area, status: Status, evidence: impl Into<String>, cure: impl Into<String>) {
-        let line = Line { area, status, evidence: evidence.into(), cure: cure.into() };
+        let line = Line { area, status, evidence: shown(evidence.into()), cure: shown(cure.into()) };
         // Seen again in another process.
         if !self.lines.contains(&line) {
             self.lines.push(line);
@@ -159,6 +168,18 @@ impl<'a> Report<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn texts_of_images_are_no_commands() {
+        let mut table = Table::default();
+        table.pass(Area::Ucx, format!("UCX \x1b[2J\n{}", "9".repeat(100_000)));
+        let line = &table.lines[0];
+        assert!(line.evidence.starts_with("UCX ?[2J?99") && line.evidence.len() == MAX_SHOWN, "{line:?}");
+        // The same, from another process.
+        table.pass(Area::Cdi, "a");
+        table.pass(Area::Cdi, "a");
+        assert_eq!(table.lines.len(), 2);
+    }
 
     #[test]
     fn what_is_required_may_not_be_skipped() {

@@ -14,6 +14,9 @@ use crate::error::{Code, Error, Result};
 const PROBE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/probe"));
 /// Where its loader's path stands.
 const LOADER: &str = env!("HPC_LAUNCH_LOADER");
+/// Names of its libraries, as they stand in it.
+const LIBDL: &[u8] = b"libdl.so.2\0";
+const LIBC: &[u8] = b"libc.so.6\0\0";
 /// Where it is inside.
 pub const INSIDE: &str = "/run/hpc-launch/validate";
 
@@ -24,7 +27,7 @@ pub struct Tool {
 
 impl Tool {
     /// Writes it into a directory of this name that is this user's alone; ranks of one job share it.
-    pub fn write(key: &str, loader: &str, environ: &Environ) -> Result<Tool> {
+    pub fn write(key: &str, (loader, has_libdl): (&str, bool), environ: &Environ) -> Result<Tool> {
         let uid = nix::unistd::geteuid().as_raw();
         let given = environ.get_os("TMPDIR").map(PathBuf::from).filter(|path| path.is_absolute());
         let usual = ["/tmp", "/var/tmp", "/dev/shm"].map(PathBuf::from);
@@ -33,7 +36,7 @@ impl Tool {
         let mut tried = Vec::new();
         for above in given.into_iter().chain(usual).filter(may_execute) {
             let directory = above.join(format!("hpc-launch-validate.{uid}.{key}"));
-            match fill(&directory, uid, loader) {
+            match fill(&directory, uid, (loader, has_libdl)) {
                 Ok(()) => return Ok(Tool { directory }),
                 Err(e) => tried.push(format!("{}: {e}", directory.display())),
             }
@@ -64,8 +67,8 @@ impl Drop for Tool {
     }
 }
 
-/// The probe for this loader.
-fn made_for(loader: &str) -> Option<Vec<u8>> {
+/// The probe for this loader, and for a C library of one file or of two: needed twice, one file is loaded once.
+fn made_for(loader: &str, has_libdl: bool) -> Option<Vec<u8>> {
     let mut bytes = PROBE.to_vec();
     let at = bytes.windows(LOADER.len()).position(|window| window == LOADER.as_bytes())?;
     let place = &mut bytes[at..at + LOADER.len()];
@@ -74,10 +77,14 @@ fn made_for(loader: &str) -> Option<Vec<u8>> {
     }
     place.fill(0);
     place[..loader.len()].copy_from_slice(loader.as_bytes());
+    if !has_libdl {
+        let at = bytes.windows(LIBDL.len()).position(|window| window == LIBDL)?;
+        bytes[at..at + LIBDL.len()].copy_from_slice(LIBC);
+    }
     Some(bytes)
 }
 
-fn fill(directory: &Path, uid: u32, loader: &str) -> std::io::Result<()> {
+fn fill(directory: &Path, uid: u32, (loader, has_libdl): (&str, bool)) -> std::io::Result<()> {
     match DirBuilder::new().mode(0o700).create(directory) {
         Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(e),
         _ => {}
@@ -87,8 +94,8 @@ fn fill(directory: &Path, uid: u32, loader: &str) -> std::io::Result<()> {
     if !meta.is_dir() || meta.uid() != uid || meta.mode() & 0o077 != 0 {
         return Err(std::io::Error::other("it is there already, and not yours alone"));
     }
-    let bytes =
-        made_for(loader).ok_or_else(|| std::io::Error::other(format!("{loader} is too long a path")))?;
+    let bytes = made_for(loader, has_libdl)
+        .ok_or_else(|| std::io::Error::other(format!("{loader} is too long a path")))?;
     // Whole or not at all: other ranks may be starting it.
     let unfinished = directory.join(format!(".{}", std::process::id()));
     let mut file = File::options().write(true).create(true).truncate(true).mode(0o700).open(&unfinished)?;
@@ -103,11 +110,17 @@ mod tests {
 
     #[test]
     fn the_probe_gets_the_loader_of_the_image() {
-        let bytes = made_for("/lib/ld-musl-x86_64.so.1").unwrap();
+        let bytes = made_for("/lib/ld-musl-x86_64.so.1", true).unwrap();
         let text = b"/lib/ld-musl-x86_64.so.1\0\0";
         assert!(bytes.windows(text.len()).any(|window| window == text));
         assert_eq!(bytes.len(), PROBE.len());
-        assert_eq!(made_for(&"x".repeat(LOADER.len() + 1)), None);
+        assert_eq!(made_for(&"x".repeat(LOADER.len() + 1), true), None);
+        let count =
+            |bytes: &[u8], name: &[u8]| bytes.windows(name.len()).filter(|window| *window == name).count();
+        let twice = b"libc.so.6\0";
+        assert_eq!((count(&bytes, LIBDL), count(&bytes, twice)), (1, 1));
+        let alone = made_for("/lib/x", false).unwrap();
+        assert_eq!((count(&alone, LIBDL), count(&alone, twice)), (0, 2));
     }
 
     #[test]
@@ -115,13 +128,13 @@ mod tests {
         let above = tempfile::tempdir().unwrap();
         let environ = Environ::from_pairs(&[("TMPDIR", above.path().to_str().unwrap())]);
         let mine = nix::unistd::geteuid().as_raw();
-        let tool = Tool::write("k", "/lib/x", &environ).unwrap();
+        let tool = Tool::write("k", ("/lib/x", true), &environ).unwrap();
         let directory = above.path().join(format!("hpc-launch-validate.{mine}.k"));
         assert_eq!(tool.bind(), format!("{}:{INSIDE}:ro", directory.display()));
         assert!(directory.join("probe").is_file());
         drop(tool);
         assert!(!directory.exists());
-        let e = fill(above.path(), mine + 1, "/lib/x").unwrap_err();
+        let e = fill(above.path(), mine + 1, ("/lib/x", true)).unwrap_err();
         assert!(e.to_string().contains("not yours alone"), "{e}");
     }
 }
