@@ -8,6 +8,8 @@ pub const RTLD_DI_LINKMAP: c_int = 2;
 pub const O_RDONLY: c_int = 0;
 pub const O_RDWR: c_int = 2;
 pub const O_CREAT: c_int = 0o100;
+/// Not the same on every machine (asm/fcntl.h).
+pub const O_NOFOLLOW: c_int = if cfg!(target_arch = "aarch64") { 0o100_000 } else { 0o400_000 };
 pub const PROT_READ_WRITE: c_int = 3;
 pub const MAP_SHARED: c_int = 1;
 

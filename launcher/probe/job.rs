@@ -104,7 +104,7 @@ fn parts(key: &CStr, ranks: usize) -> Option<&'static [Part]> {
     let length = ranks * size_of::<Part>();
     // SAFETY: a string; the file is at least as long as the map once ftruncate succeeded.
     unsafe {
-        let fd = c::open(path.as_c().as_ptr(), c::O_RDWR | c::O_CREAT, 0o600);
+        let fd = c::open(path.as_c().as_ptr(), c::O_RDWR | c::O_CREAT | c::O_NOFOLLOW, 0o600);
         let at = if fd < 0 || c::ftruncate(fd, length as i64 as _) != 0 {
             -1isize as *mut c_void
         } else {
