@@ -88,7 +88,7 @@ impl Survey {
         Ok(Survey {
             version: VERSION,
             mpis,
-            adapters: adapters(Path::new("/")),
+            adapters: adapters(),
             fabric_libraries,
             nvidia: gpu::nvidia(),
             helpers,

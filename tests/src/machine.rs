@@ -7,7 +7,7 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-use crate::host::Who;
+use crate::host::{Who, is_root};
 use crate::image::directory;
 use crate::run::{Outcome, Run};
 
@@ -23,8 +23,17 @@ const DEV: &str = "mkdir -p $M/dev && mount -t tmpfs none $M/dev \
      && mkdir $M/dev/shm $M/dev/pts && mount --rbind /dev/shm $M/dev/shm && mount --rbind /dev/pts $M/dev/pts \
      && ln -s /proc/self/fd $M/dev/fd";
 
-fn text(path: &Path) -> &str {
+/// A path as an argument.
+pub fn text(path: &Path) -> &str {
     path.to_str().expect("UTF-8")
+}
+
+/// Whether such machines cannot be made, which is said.
+pub fn skipped() -> bool {
+    if !is_root() {
+        eprintln!("skipped: only root can make a machine look as if it had other devices");
+    }
+    !is_root()
 }
 
 /// A line of shell that must succeed.

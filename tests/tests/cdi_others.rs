@@ -6,20 +6,9 @@ use std::time::Duration;
 
 use hpc_launch_tests::host::{self, Who, everyone, is_root};
 use hpc_launch_tests::image::directory;
-use hpc_launch_tests::machine::{Adapter, Gpus, VERSION, sh};
+use hpc_launch_tests::machine::{Adapter, Gpus, VERSION, sh, skipped, text};
 use hpc_launch_tests::run::{Outcome, Run};
 use serde_json::Value;
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("UTF-8")
-}
-
-fn skipped() -> bool {
-    if !is_root() {
-        eprintln!("skipped: only root can make a machine look as if it had other devices");
-    }
-    !is_root()
-}
 
 /// The format's own directory, of Debian's package of its library.
 fn upstream() -> PathBuf {

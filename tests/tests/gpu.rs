@@ -1,23 +1,12 @@
 //! GPUs: a machine is made to look as if NVIDIA's driver were loaded, with files of devices and libraries of stub.
 
 use std::fs;
-use std::path::Path;
-use std::process::Command;
 
-use hpc_launch_tests::host::{self, Who, everyone, is_root};
+use hpc_launch_tests::host::{self, Who, everyone};
 use hpc_launch_tests::image::{Throwaway, directory};
-use hpc_launch_tests::machine::{Adapter, Gpus as Machine, VERSION, uuid};
+use hpc_launch_tests::machine::{Adapter, Gpus as Machine, VERSION, sh, skipped, text, uuid};
 use hpc_launch_tests::run::Run;
 use serde_json::Value;
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("UTF-8")
-}
-
-fn sh(directory: &Path, script: &str) {
-    let output = Command::new("sh").args(["-euc", script]).current_dir(directory).output().expect("a shell");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-}
 
 /// An image that says that it is made for CUDA, or not.
 fn image(is_for_cuda: bool) -> Throwaway {
@@ -30,13 +19,6 @@ fn image(is_for_cuda: bool) -> Throwaway {
 
 /// What a rank sees of it.
 const LOOK: &str = "for f in /run/hpc-launch/devices/*; do [ -e $f ] && echo ${f##*/}; done; echo path=$LD_LIBRARY_PATH visible=$CUDA_VISIBLE_DEVICES";
-
-fn skipped() -> bool {
-    if !is_root() {
-        eprintln!("skipped: only root can make a machine look as if it had a GPU");
-    }
-    !is_root()
-}
 
 #[test]
 fn images_and_programs_for_cuda_get_the_driver() {

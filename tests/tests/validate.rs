@@ -5,26 +5,15 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
-use hpc_launch_tests::host::{self, Who, everyone, is_root};
+use hpc_launch_tests::host::{self, Who, everyone};
 use hpc_launch_tests::hosts::{By, HEAD, Hosts};
 use hpc_launch_tests::image::{Throwaway, directory};
 use hpc_launch_tests::leaks::Host;
-use hpc_launch_tests::machine::{Adapter, Gpus, VERSION, sh, uuid};
+use hpc_launch_tests::machine::{Adapter, Gpus, VERSION, sh, skipped, text, uuid};
 use hpc_launch_tests::run::{Outcome, Run};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("UTF-8")
-}
-
-fn skipped() -> bool {
-    if !is_root() {
-        eprintln!("skipped: only root can make a machine look as if it had other devices");
-    }
-    !is_root()
-}
 
 fn validate(who: Who, options: &[&str], image: &Path) -> Run {
     let arguments = ["validate"].iter().chain(options).copied().chain([text(image)]);

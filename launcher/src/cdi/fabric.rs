@@ -4,13 +4,12 @@
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use super::nvidia::ALL;
 use super::spec::{Device, DeviceNode, Edits, Spec};
 use crate::host::fabric::Adapter;
 
 /// The vendor of what is nobody's: we describe it.
 const VENDOR: &str = "hpc-launch";
-/// The device that stands for all of them.
-const ALL: &str = "all";
 /// By which librdmacm, and libfabric's provider for verbs, find their way.
 const CONNECTIONS: &str = "/dev/infiniband/rdma_cm";
 

@@ -50,44 +50,42 @@ impl Adapter {
     }
 }
 
-/// All adapters that the kernel knows below `root`.
+/// All adapters that the kernel knows.
 ///
 /// Sources: Documentation/ABI/stable/sysfs-class-infiniband; drivers/infiniband/core/uverbs_main.c (`ibdev`).
-pub fn adapters(root: &Path) -> Vec<Adapter> {
-    let class = |name: &str| root.join("sys/class").join(name);
+pub fn adapters() -> Vec<Adapter> {
+    let (classes, dev) = (Path::new(CLASSES), Path::new("/dev"));
     let text = |path: PathBuf| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
-    let verbs = class("infiniband_verbs");
+    let verbs = classes.join("infiniband_verbs");
     let uverbs: Vec<(String, String)> = names(&verbs)
         .into_iter()
         .filter(|node| node.starts_with("uverbs"))
         .map(|node| (text(verbs.join(&node).join("ibdev")), node))
         .collect();
-    devices_of(&root.join("sys/class"))
-        .into_iter()
-        .map(|(class_name, name)| {
-            let ports = class(&class_name).join(&name).join("ports");
-            // "4: ACTIVE".
-            let word = |text: String| text.split_once(": ").map(|(_, word)| word.to_owned()).unwrap_or(text);
-            let ports_ = names(&ports).into_iter().filter_map(|number| {
-                let at = |file: &str| text(ports.join(&number).join(file));
-                Some(Port {
-                    state: word(at("state")),
-                    physical: word(at("phys_state")),
-                    layer: at("link_layer"),
-                    number: number.parse().ok()?,
-                })
-            });
-            let node = match class_name.as_str() {
-                "infiniband" => {
-                    let node = uverbs.iter().find(|(device, _)| *device == name);
-                    node.map(|(_, node)| root.join("dev/infiniband").join(node))
-                }
-                _ => Some(root.join("dev").join(&name)),
-            };
-            let node = node.filter(|node| node.exists());
-            Adapter { ports: ports_.collect(), class: class_name, name, node }
-        })
-        .collect()
+    let adapter = |(class, name): (String, String)| {
+        let directory = classes.join(&class).join(&name).join("ports");
+        // "4: ACTIVE".
+        let word = |text: String| text.split_once(": ").map(|(_, word)| word.to_owned()).unwrap_or(text);
+        let ports = names(&directory).into_iter().filter_map(|number| {
+            let at = |file: &str| text(directory.join(&number).join(file));
+            Some(Port {
+                state: word(at("state")),
+                physical: word(at("phys_state")),
+                layer: at("link_layer"),
+                number: number.parse().ok()?,
+            })
+        });
+        let ports = ports.collect();
+        let node = match class.as_str() {
+            "infiniband" => {
+                let node = uverbs.iter().find(|(device, _)| *device == name);
+                node.map(|(_, node)| dev.join("infiniband").join(node))
+            }
+            _ => Some(dev.join(&name)),
+        };
+        Adapter { class, name, node: node.filter(|node| node.exists()), ports }
+    };
+    devices_of_classes().into_iter().map(adapter).collect()
 }
 
 /// Bytes that each port has sent so far, as far as its counters tell: `port_xmit_data` counts words of four bytes
@@ -110,36 +108,39 @@ pub fn sent_bytes() -> Vec<(String, u64)> {
     all
 }
 
+/// Where distributions have providers of verbs, on the host or in an image.
+pub fn provider_directories() -> [PathBuf; 3] {
+    let triple = format!("/usr/lib/{}-linux-gnu/libibverbs", std::env::consts::ARCH);
+    [triple.into(), "/usr/lib64/libibverbs".into(), "/usr/lib/libibverbs".into()]
+}
+
+/// Whether a file there is a provider: `libmlx5-rdmav34.so`.
+pub fn is_provider(name: &str) -> bool {
+    name.contains("-rdmav")
+}
+
 /// Files of providers of verbs that lead to nothing, and where.
 pub fn dangling_providers() -> Vec<(PathBuf, PathBuf)> {
-    let triple = format!("/usr/lib/{}-linux-gnu/libibverbs", std::env::consts::ARCH);
-    let directories = [triple.as_str(), "/usr/lib64/libibverbs", "/usr/lib/libibverbs"].map(Path::new);
-    let files = directories.into_iter().flat_map(|directory| {
-        names(directory)
-            .into_iter()
-            .filter(|name| name.contains("-rdmav"))
-            .map(move |name| directory.join(name))
+    let files = provider_directories().into_iter().flat_map(|directory| {
+        let providers = names(&directory).into_iter().filter(|name| is_provider(name));
+        providers.map(move |name| directory.join(name))
     });
-    files
-        .filter(|file| !file.exists())
-        .map(|file| (file.clone(), file.read_link().unwrap_or_default()))
-        .collect()
+    let dangling = files.filter(|file| !file.exists());
+    dangling.map(|file| (file.clone(), file.read_link().unwrap_or_default())).collect()
 }
 
 /// Names of the fabric devices, as `infiniband/mlx5_0`: none on most machines, which costs one look.
 pub fn devices() -> Vec<String> {
-    devices_of(Path::new(CLASSES)).into_iter().map(|(class, name)| format!("{class}/{name}")).collect()
+    devices_of_classes().into_iter().map(|(class, name)| format!("{class}/{name}")).collect()
 }
 
 /// The same, as class and name.
-fn devices_of(classes: &Path) -> Vec<(String, String)> {
-    let fabrics =
-        names(classes).into_iter().filter(|class| class == "infiniband" || class.starts_with("cxi"));
+fn devices_of_classes() -> Vec<(String, String)> {
+    let classes = names(Path::new(CLASSES)).into_iter();
+    let fabrics = classes.filter(|class| class == "infiniband" || class.starts_with("cxi"));
     let devices = |class: String| {
-        names(&classes.join(&class))
-            .into_iter()
-            .map(move |device| (class.clone(), device))
-            .collect::<Vec<_>>()
+        let devices = names(&Path::new(CLASSES).join(&class)).into_iter();
+        devices.map(move |device| (class.clone(), device))
     };
     fabrics.flat_map(devices).collect()
 }

@@ -1,6 +1,5 @@
 //! What an image has, before any program of it is named: its loader, and its MPIs.
 
-use std::ffi::OsStr;
 use std::path::Path;
 
 use abi_probe::elf::Arch;
@@ -13,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Entered, Myself, Request};
 use crate::error::Result;
+use crate::host::fabric::{is_provider, provider_directories};
 use crate::host::mpi::CORES;
 use crate::image::Image;
 
@@ -51,8 +51,6 @@ const BINDINGS: &[&str] = &[
     "libmpichcxx.so.12",
 ];
 
-/// Where providers of verbs are, but for the one whose name has the machine's.
-const PROVIDERS: &[&str] = &["/usr/lib64/libibverbs", "/usr/lib/libibverbs"];
 const LIBDL: &str = "libdl.so.2";
 /// More entries than such a directory has.
 const MAX_ENTRIES: usize = 1024;
@@ -114,13 +112,12 @@ impl Request {
 }
 
 fn providers(view: &View) -> Vec<String> {
-    let triple = format!("/usr/lib/{}-linux-gnu/libibverbs", std::env::consts::ARCH);
     let mut all = Vec::new();
-    for directory in PROVIDERS.iter().copied().chain([triple.as_str()]) {
-        let Ok(Some(entry)) = view.find(Path::new(directory)) else { continue };
+    for directory in provider_directories() {
+        let Ok(Some(entry)) = view.find(&directory) else { continue };
         let Ok((names, _)) = entry.list(MAX_ENTRIES) else { continue };
         let names = names.into_iter().filter_map(|name| name.into_string().ok());
-        all.extend(names.filter(|n| n.contains("-rdmav")).map(|name| format!("{directory}/{name}")));
+        all.extend(names.filter(|n| is_provider(n)).map(|name| format!("{}/{name}", directory.display())));
     }
     all
 }
@@ -133,7 +130,7 @@ fn loader(view: &View, prober: &Prober) -> Option<String> {
         let main = map.main?;
         main.object.interp.clone().filter(|interp| interp.starts_with('/'))
     };
-    let exists = |path: &String| prober.file(Path::new(OsStr::new(path)), Arch::NATIVE).is_some();
+    let exists = |path: &String| prober.file(Path::new(path), Arch::NATIVE).is_some();
     PROGRAMS
         .iter()
         .find_map(of_program)

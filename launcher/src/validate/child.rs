@@ -61,7 +61,7 @@ impl Outcome {
     pub fn said(&self) -> String {
         let lines: Vec<&str> = self.err.lines().filter(|line| !line.trim().is_empty()).collect();
         let last = &lines[lines.len().saturating_sub(3)..];
-        last.join("; ").chars().filter(|c| !c.is_control()).take(600).collect()
+        last.join("; ").chars().take(600).collect()
     }
 }
 

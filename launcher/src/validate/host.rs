@@ -1,5 +1,4 @@
-//! What can be said of the host without any program: namespaces, shared memory, limits, fabric devices, GPUs,
-//! descriptions of devices.
+//! What can be said of the host without any program: shared memory, limits, adapters, GPUs, descriptions of devices.
 
 use std::path::{Path, PathBuf};
 
@@ -23,7 +22,7 @@ const LEAST_MEMLOCK: u64 = 64 * MIB;
 /// Adds the lines. `ranks`: of one node.
 pub fn look(table: &mut Table, config: &Config, ranks: u32) {
     shared_memory(table, ranks);
-    let adapters = adapters(Path::new("/"));
+    let adapters = adapters();
     fabrics(table, &adapters);
     memlock(table, !adapters.is_empty());
     gpus(table, config);

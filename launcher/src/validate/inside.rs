@@ -1,7 +1,7 @@
 //! The steps that need an image: what is planned for it, what loads in it, and what ranks in it do.
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use abi_probe::fabric::Fabric;
@@ -97,7 +97,7 @@ impl Inside {
             // Who keeps away from them is not to be told that nothing uses them.
             adapters: match config.fabric.value {
                 FabricMode::None => Vec::new(),
-                _ => adapters(Path::new("/")),
+                _ => adapters(),
             },
             gpus: driver.map(|d| d.gpus.into_iter().map(|gpu| gpu.uuid).collect()).unwrap_or_default(),
         })
@@ -405,7 +405,8 @@ impl Inside {
         let told = facts.all("report").filter_map(|fact| {
             // With what its ranks have said of each other behind it (the probe's `Record`).
             let (text, record) = fact.text("text").split_once('\x1e').unwrap_or((fact.text("text"), ""));
-            let mut table: Table = serde_json::from_str(text).ok()?;
+            // It came through processes of the image: it is as hostile as that.
+            let mut table = serde_json::from_str::<Table>(text).ok()?.shown();
             let facts = Facts::of(&record.replace('\x1e', "\n").replace('\x1d', "\t"));
             judge::ranks(&mut table, &facts, facts.all("rank").count(), yama);
             Some(table)

@@ -78,6 +78,15 @@ pub struct Report<'a> {
 }
 
 impl Table {
+    /// The same, with nothing in its texts that a terminal would obey.
+    pub fn shown(self) -> Table {
+        let mut table = Table { host: shown(self.host), lines: Vec::new() };
+        for Line { area, status, evidence, cure } in self.lines {
+            table.add(area, status, evidence, cure);
+        }
+        table
+    }
+
     /// One more.
     pub fn add(&mut self, area: Area, status: Status, evidence: impl Into<String>, cure: impl Into<String>) {
         let line = Line { area, status, evidence: shown(evidence.into()), cure: shown(cure.into()) };
@@ -179,6 +188,9 @@ mod tests {
         table.pass(Area::Cdi, "a");
         table.pass(Area::Cdi, "a");
         assert_eq!(table.lines.len(), 2);
+        let forged = r#"{"host":"\u001b[2Jn1","lines":[{"area":"mpi","status":"PASS","evidence":"\u001b[31mall is well"}]}"#;
+        let table = serde_json::from_str::<Table>(forged).unwrap().shown();
+        assert_eq!((table.host.as_str(), table.lines[0].evidence.as_str()), ("?[2Jn1", "?[31mall is well"));
     }
 
     #[test]

@@ -100,7 +100,7 @@ pub fn providers(table: &mut Table, outcome: &Outcome, around: &Around) {
 /// What libibverbs complains about where it was asked to.
 fn complaint(err: &str) -> Option<String> {
     let line = err.lines().find(|line| line.starts_with("libibverbs:"))?;
-    Some(line.chars().filter(|c| !c.is_control()).take(300).collect())
+    Some(line.chars().take(300).collect())
 }
 
 /// UCX; answers whether it works.
@@ -188,16 +188,9 @@ pub fn libfabric(table: &mut Table, outcome: &Outcome, around: &Around) -> bool 
 mod tests {
     use std::time::Duration;
 
+    use super::super::samples::{around, outcome};
     use super::*;
     use crate::validate::child::End;
-
-    fn outcome(end: End, out: &str, err: &str) -> Outcome {
-        Outcome { end, out: out.to_owned(), err: err.to_owned() }
-    }
-
-    fn around() -> Around<'static> {
-        Around { adapters: &[], of_host: &[] }
-    }
 
     #[test]
     fn a_probe_that_dies_says_where() {

@@ -238,16 +238,9 @@ pub fn mpi(
 
 #[cfg(test)]
 mod tests {
+    use super::super::samples::{around, outcome};
     use super::*;
     use crate::validate::table::Status;
-
-    fn outcome(end: End, out: &str, err: &str) -> Outcome {
-        Outcome { end, out: out.to_owned(), err: err.to_owned() }
-    }
-
-    fn around() -> Around<'static> {
-        Around { adapters: &[], of_host: &[] }
-    }
 
     #[test]
     fn an_mpi_that_ends_is_understood_by_what_it_says() {

@@ -65,7 +65,7 @@ fn is_absent(fact: &Fact) -> bool {
         || fact.text("error").starts_with(&format!("Error loading shared library {name}: No such file"))
 }
 
-/// The line for a probe that did not come to its end; `None`: it did.
+/// Whether a probe did not come to its end, which is a line then.
 fn broken(table: &mut Table, area: Area, outcome: &Outcome, facts: &Facts) -> bool {
     if facts.are_whole() && matches!(outcome.end, End::Exit(0)) {
         return false;
@@ -126,4 +126,18 @@ fn cure_of(error: &str, around: &Around) -> &'static str {
 
 fn error_text(errno: i64) -> String {
     Errno::from_raw(i32::try_from(errno.abs()).unwrap_or(0)).to_string()
+}
+
+/// For the tests of what is below.
+#[cfg(test)]
+mod samples {
+    use super::*;
+
+    pub fn outcome(end: End, out: &str, err: &str) -> Outcome {
+        Outcome { end, out: out.to_owned(), err: err.to_owned() }
+    }
+
+    pub fn around() -> Around<'static> {
+        Around { adapters: &[], of_host: &[] }
+    }
 }
