@@ -150,6 +150,16 @@ fn short(launcher: &HostMpi, who: Who, ranks: u32, arguments: &[&str]) -> Outcom
 }
 
 /// The launcher's PMI without any MPI and any image.
+/// Open MPI's session directory may hold as much as /dev/shm does: 128 MiB with CUDA (btl/smcuda).
+#[test]
+fn the_session_directory_has_room() {
+    let script = "dd if=/dev/zero of=/run/hpc-launch/session/pool bs=1M count=64 2> /dev/null && echo room";
+    for who in everyone() {
+        let arguments = ["-n", "1", "--mpi=bridge", &image("bookworm-openmpi"), "sh", "-c", script];
+        Run::launch(*who, arguments).run().prints("room");
+    }
+}
+
 #[test]
 fn pmi_speaks_to_the_launcher_itself() {
     for who in everyone() {

@@ -31,8 +31,9 @@ use crate::plan::{Make, Relay, Step};
 
 /// Covered, in the sandbox only, while it is built: what is assembled there becomes the root.
 const STAGE: &str = "/tmp";
-/// For skeletons, notes and what programs may keep in /run.
-const TMPFS_OPTIONS: &str = "mode=0755,size=16m,nr_inodes=16384";
+/// For skeletons, notes and what programs may keep in /run: Open MPI's session directory may hold shared memory of a
+/// hundred MiB (btl/smcuda), so it has the room that /dev/shm has.
+const TMPFS_OPTIONS: &str = "mode=0755,nr_inodes=16384";
 
 fn real(entry: Entry) -> Result<Rc<OwnedFd>> {
     let path = entry.path.clone();
