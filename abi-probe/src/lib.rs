@@ -8,6 +8,7 @@ pub mod bind;
 pub mod elf;
 pub mod error;
 pub mod fabric;
+pub mod gpus;
 pub mod inject;
 pub mod install;
 pub mod ldso;

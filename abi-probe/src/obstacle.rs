@@ -87,6 +87,13 @@ pub enum Obstacle {
         /// The image's lacks only what may never be called.
         is_latent: bool,
     },
+    /// The image's MPI sends GPUs' memory, and the host's does not.
+    Gpus {
+        /// The image's, and what shows it.
+        image: String,
+        /// The host's.
+        host: String,
+    },
 }
 
 impl Obstacle {
@@ -94,7 +101,9 @@ impl Obstacle {
     pub fn is_latent(&self) -> bool {
         matches!(
             self,
-            Obstacle::Symbol(Unresolved { hard: false, .. }) | Obstacle::NoPart { is_latent: true, .. }
+            Obstacle::Symbol(Unresolved { hard: false, .. })
+                | Obstacle::NoPart { is_latent: true, .. }
+                | Obstacle::Gpus { .. }
         )
     }
 
@@ -138,6 +147,9 @@ impl Obstacle {
                 "{symbol} is {program} bytes in the program and {library} bytes in {object}: what lies behind it would be overwritten"
             ),
             Obstacle::Plugin { plugin, why } => format!("the host's plugin {plugin} would not load: {why}"),
+            Obstacle::Gpus { image, host } => {
+                format!("the image's {image} sends GPUs' memory, and nothing shows that {host} does")
+            }
             Obstacle::NoPart { name, what, needed_by, host, is_latent } => {
                 let fit = if *is_latent { "goes with it only in part" } else { "does not go with it" };
                 format!(
@@ -168,6 +180,10 @@ impl Obstacle {
             Obstacle::Bad(Problem::IsaLevel { .. }) => "use an image and an MPI built for this processor",
             Obstacle::Symbol(Unresolved { hard: false, .. }) => {
                 "--mpi=host runs it all the same; it fails if that symbol is called"
+            }
+            Obstacle::Gpus { .. } => {
+                "--mpi=host runs it all the same, and a program that hands GPUs' memory to MPI crashes; install an MPI \
+                 that is built for GPUs on the host, or keep the image's: --mpi=bridge"
             }
             Obstacle::Plugin { .. } => {
                 "install the plugin's libraries on the host, or choose another MPI with --host-mpi"

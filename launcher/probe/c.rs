@@ -67,6 +67,9 @@ unsafe extern "C" {
     pub fn alarm(seconds: c_uint) -> c_uint;
     pub fn signal(number: c_int, handler: extern "C" fn(c_int)) -> usize;
     pub fn getpid() -> c_int;
+    pub fn fork() -> c_int;
+    pub fn waitpid(pid: c_int, status: *mut c_int, options: c_int) -> c_int;
+    pub fn dup2(from: c_int, to: c_int) -> c_int;
     pub fn getenv(name: *const c_char) -> *const c_char;
     pub fn prctl(option: c_int, ...) -> c_int;
     pub fn usleep(microseconds: c_uint) -> c_int;

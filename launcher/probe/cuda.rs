@@ -11,6 +11,11 @@ use crate::say::Line;
 /// There and back.
 const BYTES: usize = 1 << 20;
 const MAX_GPUS: c_int = 64;
+/// CU_DEVICE_ATTRIBUTE_…
+const CAPABILITY_MAJOR: c_int = 75;
+const CAPABILITY_MINOR: c_int = 76;
+const GPU_DIRECT_RDMA: c_int = 116;
+const DMA_BUF: c_int = 124;
 /// Adds one to each of the first numbers. For the oldest processor that a driver of today knows.
 const PTX: &CStr = c".version 6.0\n.target sm_50\n.address_size 64\n\
 .visible .entry add_one(.param .u64 at)\n{\n.reg .b32 %r<3>;\n.reg .b64 %rd<5>;\n\
@@ -37,6 +42,7 @@ pub struct Cuda {
     get: unsafe extern "C" fn(*mut c_int, c_int) -> c_int,
     device_name: unsafe extern "C" fn(*mut c_char, c_int, c_int) -> c_int,
     uuid: unsafe extern "C" fn(*mut [u8; 16], c_int) -> c_int,
+    attribute: unsafe extern "C" fn(*mut c_int, c_int, c_int) -> c_int,
     context: unsafe extern "C" fn(*mut Pointer, c_int) -> c_int,
     set: unsafe extern "C" fn(Pointer) -> c_int,
     allocate: unsafe extern "C" fn(*mut Address, usize) -> c_int,
@@ -75,7 +81,9 @@ pub fn open() -> Option<Cuda> {
             count: library.function(c"cuDeviceGetCount")?,
             get: library.function(c"cuDeviceGet")?,
             device_name: library.function(c"cuDeviceGetName")?,
+            // The GPU's, also where it is used in parts (MIG), unlike `_v2`.
             uuid: library.function(c"cuDeviceGetUuid")?,
+            attribute: library.function(c"cuDeviceGetAttribute")?,
             context: library.function(c"cuDevicePrimaryCtxRetain")?,
             set: library.function(c"cuCtxSetCurrent")?,
             allocate: library.function(c"cuMemAlloc_v2")?,
@@ -176,10 +184,20 @@ impl Cuda {
             (self.device_name)(name.as_mut_ptr().cast(), 95, device);
             (self.uuid)(&mut uuid, device);
         }
+        let attribute = |which| {
+            let mut value = 0;
+            // SAFETY: as documented.
+            let status = unsafe { (self.attribute)(&mut value, which, device) };
+            if status == 0 { value } else { 0 }
+        };
         Line::new("gpu")
             .field("gpu", number)
             .text("model", name.as_ptr().cast())
             .field("uuid", Uuid(uuid))
+            .field("major", attribute(CAPABILITY_MAJOR))
+            .field("minor", attribute(CAPABILITY_MINOR))
+            .field("direct", attribute(GPU_DIRECT_RDMA))
+            .field("dmabuf", attribute(DMA_BUF))
             .say();
         let (Some(bytes), Some(other)) = (c::zeroed(BYTES), c::zeroed(BYTES)) else { return };
         for (n, byte) in bytes.iter_mut().enumerate() {

@@ -36,6 +36,8 @@ struct Part {
     errno: AtomicU32,
     is_equal: AtomicU32,
     cpus: core::cell::UnsafeCell<[u8; 96]>,
+    /// The first of CUDA_VISIBLE_DEVICES.
+    visible: core::cell::UnsafeCell<[u8; 64]>,
     has_handle: AtomicU32,
     handle: core::cell::UnsafeCell<Handle>,
 }
@@ -160,8 +162,20 @@ fn neighbours(
     let list = processors(&mut buffer);
     let length = list.len().min(cpus.len());
     cpus[..length].copy_from_slice(&list[..length]);
-    // SAFETY: nobody reads it before the stage says so.
-    unsafe { *mine.cpus.get() = cpus };
+    let mut visible = [0; 64];
+    // SAFETY: a string; nothing changes the environment.
+    if let Some(value) = unsafe { c::getenv(c"CUDA_VISIBLE_DEVICES".as_ptr()).as_ref() } {
+        // SAFETY: a string of the environment's.
+        let value = unsafe { CStr::from_ptr(value) }.to_bytes();
+        let first = value.split(|byte| *byte == b',').next().unwrap_or_default();
+        let length = first.len().min(visible.len());
+        visible[..length].copy_from_slice(&first[..length]);
+    }
+    // SAFETY: nobody reads them before the stage says so.
+    unsafe {
+        *mine.cpus.get() = cpus;
+        *mine.visible.get() = visible;
+    }
     mine.stage.store(1, Ordering::Release);
     let all_came = parts.iter().all(|part| wait(part, 1, patience));
     if rank == 0 {
@@ -192,8 +206,8 @@ fn neighbours(
     if rank == 0 && all_read {
         for (number, part) in parts.iter().enumerate() {
             // SAFETY: set before its stage was, and not since.
-            let cpus = unsafe { &*part.cpus.get() };
-            let length = cpus.iter().position(|byte| *byte == 0).unwrap_or(cpus.len());
+            let (cpus, visible) = unsafe { (&*part.cpus.get(), &*part.visible.get()) };
+            let text = |bytes: &'static [u8]| bytes.split(|byte| *byte == 0).next().unwrap_or_default();
             let line = Line::new("rank")
                 .field("local", number)
                 .field("user", part.user.load(Ordering::Relaxed))
@@ -201,7 +215,8 @@ fn neighbours(
                 .field("of", (number + 1) % ranks)
                 .field("errno", part.errno.load(Ordering::Relaxed))
                 .field("equal", part.is_equal.load(Ordering::Relaxed))
-                .bytes("cpus", &cpus[..length]);
+                .bytes("cpus", text(cpus))
+                .bytes("visible", text(visible));
             record.add(line.as_bytes());
             line.say();
         }

@@ -14,6 +14,7 @@ mod fabric;
 mod job;
 mod library;
 mod mpi;
+mod nvml;
 mod say;
 mod ucx;
 mod verbs;
@@ -58,6 +59,7 @@ extern "C" fn begin(count: c_int, vector: *const *const c_char, _environ: *const
         b"ucx" => ucx::probe(),
         b"libfabric" => fabric::probe(),
         b"cuda" => cuda::probe(),
+        b"nvml" => nvml::probe(),
         b"job" => job::probe(arguments),
         _ => Line::new("usage").say(),
     }

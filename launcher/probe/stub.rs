@@ -11,8 +11,9 @@ macro_rules! names {
 }
 
 names!(
-    __errno_location __libc_start_main _exit alarm bcmp calloc clock_gettime close dlerror dlinfo dlopen dlsym ftruncate
-    getenv getpid getsockopt memcmp memcpy memmove memset mmap open prctl process_vm_readv read readlink signal strlen unlink usleep write
+    __errno_location __libc_start_main _exit alarm bcmp calloc clock_gettime close dlerror dlinfo dlopen dlsym dup2 fork
+    ftruncate getenv getpid getsockopt memcmp memcpy memmove memset mmap open prctl process_vm_readv read readlink signal strlen unlink usleep waitpid
+    write
 );
 
 #[panic_handler]

@@ -10,6 +10,7 @@ use pmi_shim::launcher::ASSUMED;
 
 use crate::cdi::generate::What;
 use crate::gpu::{GpuBind, Gpus};
+use crate::nic::NicBind;
 use crate::standalone::topology::BindTo;
 use crate::validate::Area;
 
@@ -313,6 +314,10 @@ pub struct Options {
     /// Which GPU each rank is told to use, unless the batch system has said so [default: none]
     #[arg(long, value_enum, value_name = "HOW")]
     pub gpu_bind: Option<GpuBind>,
+    /// Which fabric adapter each rank is told to use, unless its variable is set (UCX_NET_DEVICES and the like)
+    /// [default: none]
+    #[arg(long, value_enum, value_name = "HOW")]
+    pub nic_bind: Option<NicBind>,
     /// By which way a bridged program finds its PMI server
     #[arg(long, value_enum, value_name = "WAY")]
     pub pmi: Option<PmiWay>,

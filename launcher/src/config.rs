@@ -17,6 +17,7 @@ use crate::environ::Environ;
 use crate::error::{Code, Error, Result};
 use crate::gpu::{GpuBind, Gpus};
 use crate::host::mpi::Named;
+use crate::nic::NicBind;
 
 /// The site's file.
 pub const SITE_FILE: &str = "/etc/hpc-launch/config.toml";
@@ -96,6 +97,8 @@ pub struct Config {
     pub gpu: Sourced<Gpus>,
     /// Which GPU each rank is told to use.
     pub gpu_bind: Sourced<GpuBind>,
+    /// Which adapter each rank is told to use.
+    pub nic_bind: Sourced<NicBind>,
     /// By which way a bridged program finds its PMI server.
     pub pmi: Sourced<PmiWay>,
     /// Which of the host's MPIs: a name of `host_mpis`, or a path.
@@ -132,6 +135,7 @@ struct FileLayer {
     fabric: Option<FabricMode>,
     gpu: Option<Gpus>,
     gpu_bind: Option<GpuBind>,
+    nic_bind: Option<NicBind>,
     pmi: Option<PmiWay>,
     host_mpi: Option<String>,
     mpi_library: Option<PathBuf>,
@@ -156,6 +160,7 @@ const KEYS: &[&str] = &[
     "fabric",
     "gpu",
     "gpu_bind",
+    "nic_bind",
     "pmi",
     "host_mpi",
     "mpi_library",
@@ -190,6 +195,7 @@ impl Config {
             fabric: Sourced::built_in(FabricMode::Auto),
             gpu: Sourced::built_in(Gpus::Auto),
             gpu_bind: Sourced::built_in(GpuBind::None),
+            nic_bind: Sourced::built_in(NicBind::None),
             pmi: Sourced::built_in(PmiWay::Auto),
             host_mpi: Sourced::built_in(None),
             mpi_library: Sourced::built_in(None),
@@ -295,6 +301,7 @@ impl Config {
             fabric |v| v;
             gpu |v| v;
             gpu_bind |v| v;
+            nic_bind |v| v;
             pmi |v| v;
             host_mpi Some;
             mpi_library Some;
@@ -383,6 +390,7 @@ fn flag(key: &str) -> &'static str {
         "fabric" => "--fabric",
         "gpu" => "--gpu",
         "gpu_bind" => "--gpu-bind",
+        "nic_bind" => "--nic-bind",
         "pmi" => "--pmi",
         "host_mpi" => "--host-mpi",
         "mpi_library" => "--mpi-library",
@@ -425,6 +433,7 @@ fn variables(environ: &Environ) -> Result<FileLayer> {
         fabric: choice(environ, "fabric", false)?,
         gpu: gpus,
         gpu_bind: choice(environ, "gpu_bind", false)?,
+        nic_bind: choice(environ, "nic_bind", false)?,
         pmi: choice(environ, "pmi", true)?,
         host_mpi: environ.get(&variable("host_mpi")).filter(|v| !v.is_empty()),
         mpi_library: path("mpi_library"),
@@ -481,6 +490,7 @@ fn flags(options: &Options) -> Result<FileLayer> {
         fabric: options.fabric,
         gpu: options.gpu.clone(),
         gpu_bind: options.gpu_bind,
+        nic_bind: options.nic_bind,
         pmi: options.pmi,
         host_mpi: options.host_mpi.clone(),
         mpi_library: options.mpi_library.clone(),

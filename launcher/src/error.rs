@@ -74,6 +74,7 @@ catalogue! {
     NotInjectable "not-injectable" EXIT_REFUSED "No other MPI can be put under this program: it is static, or made for another C library.";
     LibcTooOld "libc-too-old" EXIT_REFUSED "Neither C library, the image's or the host's, has every version that the mixed process needs.";
     BindingsMissing "bindings-missing" EXIT_REFUSED "The host's MPI comes without bindings (Fortran, C++) that the program links.";
+    HostMpiWithoutGpus "host-mpi-without-gpus" EXIT_REFUSED "The image's MPI sends GPUs' memory, and the host's, which was asked for, does not.";
     PluginUnloadable "plugin-unloadable" EXIT_REFUSED "A plugin of the host's MPI would not load inside the container.";
     HostFabricMissing "host-fabric-missing" EXIT_REFUSED "The host's fabric libraries were asked for, and nothing is loaded that this host has.";
     FabricTooOld "fabric-too-old" EXIT_REFUSED "The host's fabric libraries were asked for, and are older than those that the image's MPI was built with.";

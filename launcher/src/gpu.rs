@@ -3,7 +3,8 @@
 //! Their files are there in any case, as all of /dev is; what is shown is the driver's libraries. All of a node's GPUs
 //! are visible to all of its ranks, or CUDA's IPC between them would not work; CUDA_VISIBLE_DEVICES says which is whose.
 
-use std::path::Path;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
 
 use abi_probe::linkmap::LinkMap;
 use abi_probe::rootfs::View;
@@ -11,12 +12,13 @@ use clap::ValueEnum;
 use pmi_shim::launcher::Rank;
 use serde::{Deserialize, Serialize};
 
-use crate::cdi::{Devices, nvidia};
+use crate::cdi::{Devices, not_permitted, nvidia};
 use crate::config::{Config, Sourced};
 use crate::environ::Environ;
 use crate::error::{Code, Error, Result};
-use crate::host::allowed_processors;
-use crate::host::gpu::{Distances, Driver, Gpu};
+use crate::host::gpu::{Driver, Gpu};
+use crate::host::place::{Distances, Place, nodes};
+use crate::host::processors;
 use crate::image::environment::ImageEnvironment;
 use crate::inject::WARNING;
 use crate::plan::Change;
@@ -30,6 +32,9 @@ const NOTHING: &[&str] = &["", "none", "void"];
 const TREE: &str = "/usr/local/cuda";
 /// Libraries that no program needs that does not use a GPU: how their names begin.
 const LIBRARIES: &[&str] = &["libcuda.so.", "libcudart.so.", "libnvidia-ml.so."];
+
+/// Files without which CUDA does not start.
+const NEEDED: &[&str] = &["nvidiactl", "nvidia-uvm"];
 
 /// So much of a text of the image's is printed.
 const MAX_SHOWN: usize = 120;
@@ -108,6 +113,10 @@ pub enum GpuBind {
 /// files are.
 pub struct Offered {
     driver: Driver,
+    /// Those that may be opened: a batch system may have given the others to somebody else.
+    gpus: Vec<Gpu>,
+    /// Of each of the others, why not, and what to do.
+    closed: Vec<(String, String)>,
     devices: Result<Devices>,
 }
 
@@ -126,8 +135,10 @@ pub enum State {
     Good {
         /// Its version.
         version: String,
-        /// How many GPUs.
+        /// How many GPUs may be opened.
         gpus: usize,
+        /// Of each of the others, why not, and what to do.
+        closed: Vec<(String, String)>,
         /// How many libraries.
         libraries: usize,
     },
@@ -139,8 +150,9 @@ pub fn state(config: &Config) -> State {
         None if crate::host::gpu::version().is_some() => State::NotWanted,
         None => State::NotLoaded,
         Some(Offered { devices: Err(error), .. }) => State::Broken { error },
-        Some(Offered { driver, devices: Ok(_) }) => State::Good {
-            gpus: driver.gpus.len(),
+        Some(Offered { driver, gpus, closed, devices: Ok(_) }) => State::Good {
+            gpus: gpus.len(),
+            closed,
             libraries: driver.libraries.len(),
             version: driver.version,
         },
@@ -153,8 +165,15 @@ pub fn offered(config: &Config) -> Option<Offered> {
         return None;
     }
     let driver = crate::host::gpu::nvidia()?;
-    let devices = usable(&driver, &config.gpu);
-    Some(Offered { driver, devices })
+    let (mut gpus, mut closed) = (Vec::new(), Vec::new());
+    for gpu in &driver.gpus {
+        match not_permitted(&gpu.node()) {
+            None => gpus.push(gpu.clone()),
+            Some(why) => closed.push(why),
+        }
+    }
+    let devices = usable(&driver, &gpus, &closed, &config.gpu);
+    Some(Offered { driver, gpus, closed, devices })
 }
 
 /// Whoever asks for devices by name knows better.
@@ -163,7 +182,12 @@ fn are_named(config: &Config) -> bool {
     config.devices.iter().any(|device| kind(&device.value))
 }
 
-fn usable(driver: &Driver, asked: &Sourced<Gpus>) -> Result<Devices> {
+fn usable(
+    driver: &Driver,
+    gpus: &[Gpu],
+    closed: &[(String, String)],
+    asked: &Sourced<Gpus>,
+) -> Result<Devices> {
     let origin = format!("--gpu={}, {}", String::from(asked.value.clone()), asked.origin);
     let version = &driver.version;
     if driver.libraries.is_empty() {
@@ -184,7 +208,7 @@ fn usable(driver: &Driver, asked: &Sourced<Gpus>) -> Result<Devices> {
             "see what the kernel's log says of NVRM",
         ));
     }
-    for name in ["nvidiactl", "nvidia-uvm"] {
+    for name in NEEDED {
         if !driver.nodes.iter().any(|node| node.ends_with(name)) {
             return Err(Error::new(
                 Code::DeviceMissing,
@@ -193,7 +217,19 @@ fn usable(driver: &Driver, asked: &Sourced<Gpus>) -> Result<Devices> {
             ));
         }
     }
-    Devices::of_driver(driver, &origin)
+    if let (true, Some((why, cure))) = (gpus.is_empty(), closed.first()) {
+        return Err(Error::new(
+            Code::DeviceDenied,
+            format!("NVIDIA's driver {version} is loaded ({origin}), and no GPU may be used: {why}"),
+            cure.clone(),
+        ));
+    }
+    // Of files that not every program needs, those that this user may open.
+    let is_needed =
+        |node: &PathBuf| NEEDED.iter().any(|name| node.ends_with(name)) || not_permitted(node).is_none();
+    let nodes = driver.nodes.iter().filter(|node| is_needed(node)).cloned().collect();
+    let own = Driver { gpus: gpus.to_vec(), nodes, ..driver.clone() };
+    Devices::of_driver(&own, &origin)
 }
 
 /// A library of the program's that uses a GPU.
@@ -286,22 +322,50 @@ pub fn give<'a>(
     }
     given.gpus = match &asked.value {
         Gpus::These(list) => list.iter().map(|name| offered.one(name, asked)).collect::<Result<_>>()?,
-        _ => offered.driver.gpus.clone(),
+        _ => offered.gpus.clone(),
     };
     Ok(given)
 }
 
 impl Offered {
+    /// Whether a program gets them; `needed`: a library of it that uses a GPU.
+    pub fn is_for(
+        &self,
+        config: &Config,
+        image: &ImageEnvironment,
+        view: &View,
+        needed: Option<&str>,
+    ) -> bool {
+        self.devices.is_ok() && (config.gpu.value.insists() || wanted(image, view, needed).is_some())
+    }
+
+    /// What must be shown for a program of the driver's, as `nvidia-smi`; none: it is none of them.
+    pub fn for_tool(&self, command: &OsStr) -> Option<Result<&Devices>> {
+        let is_it = |tool: &PathBuf| tool.file_name() == Some(command);
+        let is_any = self.driver.tools.iter().any(is_it);
+        is_any.then(|| self.devices.as_ref().map_err(Clone::clone))
+    }
+
     /// By its number or UUID; a part of one (MIG) is CUDA's to find.
     fn one(&self, name: &str, asked: &Sourced<Gpus>) -> Result<Gpu> {
-        let all = &self.driver.gpus;
+        let all = &self.gpus;
         if name.starts_with("MIG-") {
-            let unknown =
-                Gpu { uuid: name.to_owned(), model: String::new(), bus: String::new(), minor: 0, numa: None };
-            return Ok(unknown);
+            return Ok(Gpu {
+                uuid: name.to_owned(),
+                model: String::new(),
+                bus: String::new(),
+                minor: 0,
+                place: Place::default(),
+            });
         }
         let by_number = name.parse::<usize>().ok().and_then(|n| all.get(n));
         by_number.or_else(|| all.iter().find(|gpu| gpu.uuid == name)).cloned().ok_or_else(|| {
+            if let Some(gpu) = self.driver.gpus.iter().find(|gpu| gpu.uuid == name)
+                && let Some((why, cure)) = not_permitted(&gpu.node())
+            {
+                let what = format!("--gpu ({}): {why}", asked.origin);
+                return Error::new(Code::DeviceDenied, what, cure);
+            }
             let known: Vec<String> =
                 all.iter().enumerate().map(|(n, gpu)| format!("{n} ({}, {})", gpu.uuid, gpu.model)).collect();
             Error::new(
@@ -334,7 +398,8 @@ pub fn select(
         (GpuBind::None, _) | (_, None) => None,
         (GpuBind::RoundRobin, Some(local)) => gpus.get(local as usize % gpus.len()),
         (GpuBind::Closest, Some(local)) => {
-            Distances::of(Path::new("/sys"), &allowed_processors()).closest(gpus, local)
+            let from = Distances::of_processors(&nodes(Path::new("/sys")), &processors());
+            from.closest(gpus, |gpu| &gpu.place, local)
         }
     };
     let (value, why) = match one {
@@ -349,6 +414,16 @@ pub fn select(
     };
     environ.set(VISIBLE, &value);
     Some(Change { name: VISIBLE.to_owned(), value: Some(value), why })
+}
+
+/// The GPU that a program uses first, as far as its variables tell. Numbers count only among equals: CUDA gives the
+/// fastest the first number.
+pub fn first<'a>(gpus: &'a [Gpu], environ: &Environ) -> Option<&'a Gpu> {
+    let visible = environ.get(VISIBLE)?;
+    let name = visible.split(',').next()?.trim();
+    let are_equal = gpus.iter().all(|gpu| gpu.model == gpus[0].model);
+    let by_number = name.parse::<usize>().ok().filter(|_| are_equal).and_then(|n| gpus.get(n));
+    by_number.or_else(|| gpus.iter().find(|gpu| gpu.uuid == name))
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 
+use abi_probe::gpus;
 use abi_probe::inject::{self, Injection, Outcome, Question};
 use abi_probe::install::{self, Installation};
 use abi_probe::linkmap::{Circumstances, LinkMap, Problem, Scope};
@@ -41,6 +42,8 @@ pub struct Case<'a> {
     pub host: &'a View,
     /// The sandbox's own directory, without links.
     pub private: PathBuf,
+    /// Whether a program gets GPUs, by a library of its that uses one.
+    pub gives_gpus: &'a dyn Fn(Option<&str>) -> bool,
 }
 
 /// Whose MPI, and what must be done for that.
@@ -221,7 +224,7 @@ impl Case<'_> {
                 others.push((candidate, ", which is, but cannot talk to the launcher either"));
                 continue;
             }
-            self.prove(&host, &candidate, looked, &mut tried)?;
+            self.prove(prober, &host, &candidate, looked, &mut tried)?;
             if tried.injection.is_some() {
                 return Ok(tried);
             }
@@ -246,20 +249,56 @@ impl Case<'_> {
         Ok(tried)
     }
 
-    fn prove(&self, host: &Prober, candidate: &Candidate, looked: &Looked, tried: &mut Tried) -> Result<()> {
+    /// For a program that gets GPUs: the image's MPI sends their memory, and the host's does not.
+    fn without_gpus(
+        &self,
+        prober: &Prober,
+        looked: &Looked,
+        host: &Prober,
+        installation: &Installation,
+    ) -> Result<Option<Obstacle>> {
+        let needed = gpu::needed_by_program(&looked.map);
+        let Some(mpi) = looked.mpi.as_ref().filter(|_| (self.gives_gpus)(needed.as_deref())) else {
+            return Ok(None);
+        };
+        let failed = verdict::unreadable(&mpi.library);
+        let library_path = self.started.environ.get("LD_LIBRARY_PATH");
+        let own = install::look(prober, &mpi.library, library_path.as_deref()).map_err(&failed)?;
+        let shown = own.map(|own| gpus::evidence(prober, &own)).transpose().map_err(&failed)?.flatten();
+        let Some(shown) = shown else { return Ok(None) };
+        if gpus::evidence(host, installation).map_err(&failed)?.is_some() {
+            return Ok(None);
+        }
+        let image = format!("{} ({shown})", mpi.describe());
+        Ok(Some(Obstacle::Gpus { image, host: format!("the host's {}", installation.name) }))
+    }
+
+    fn prove(
+        &self,
+        prober: &Prober,
+        host: &Prober,
+        candidate: &Candidate,
+        looked: &Looked,
+        tried: &mut Tried,
+    ) -> Result<()> {
         let failed = verdict::unreadable(&candidate.library);
         let library_path = self.outside.get("LD_LIBRARY_PATH");
         let found = install::look(host, &candidate.library, library_path.as_deref()).map_err(&failed)?;
         let Some((installation, mpi)) = found.and_then(|i| i.mpi.clone().map(|mpi| (i, mpi))) else {
             return Ok(());
         };
-        let Some(outcome) = self.lay_under(looked, &looked.opens, host, &installation)? else {
+        let Some(mut outcome) = self.lay_under(looked, &looked.opens, host, &installation)? else {
             return Ok(());
         };
+        outcome.obstacles.extend(self.without_gpus(prober, looked, host, &installation)?);
         let mode = self.config.mpi.value;
         let forced = mode == MpiMode::Host && outcome.obstacles.iter().all(Obstacle::is_latent);
         if outcome.obstacles.is_empty() || forced {
             let overridden = outcome.obstacles.iter().map(Obstacle::what).collect();
+            let aloud = outcome.obstacles.iter().filter(|obstacle| matches!(obstacle, Obstacle::Gpus { .. }));
+            outcome.injection.remarks.extend(aloud.map(|obstacle| {
+                format!("{WARNING}{}: a program that hands such memory to MPI crashes", obstacle.what())
+            }));
             tried.injection = Some((mpi, outcome.injection, outcome.map, overridden));
             return Ok(());
         }
@@ -287,6 +326,7 @@ pub fn refusal(obstacle: &Obstacle) -> Error {
         | Obstacle::Resized { .. } => Code::SymbolMissing,
         Obstacle::Plugin { .. } => Code::PluginUnloadable,
         Obstacle::NoPart { .. } => Code::BindingsMissing,
+        Obstacle::Gpus { .. } => Code::HostMpiWithoutGpus,
     };
     Error::new(code, obstacle.what(), obstacle.cure())
 }

@@ -17,6 +17,7 @@ mod image;
 mod inject;
 mod job;
 mod lock;
+mod nic;
 mod plan;
 mod pmi;
 mod program;
@@ -248,6 +249,7 @@ fn show_config(config: &Config, json: bool) -> Result<()> {
     line("fabric", format!("{:?}", config.fabric.value).to_lowercase(), &config.fabric.origin);
     line("gpu", String::from(config.gpu.value.clone()), &config.gpu.origin);
     line("gpu_bind", named(&config.gpu_bind.value), &config.gpu_bind.origin);
+    line("nic_bind", named(&config.nic_bind.value), &config.nic_bind.origin);
     line("pmi", format!("{:?}", config.pmi.value).to_lowercase(), &config.pmi.origin);
     line("host_mpi", config.host_mpi.value.clone().unwrap_or("-".to_owned()), &config.host_mpi.origin);
     line("mpi_library", path(&config.mpi_library.value), &config.mpi_library.origin);

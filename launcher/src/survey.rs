@@ -110,17 +110,16 @@ impl Survey {
         if self.adapters.is_empty() {
             line("fabric", "none: nothing in /sys/class/infiniband or /sys/class/cxi*".to_owned());
         }
-        for Adapter { class, name, node, ports } in &self.adapters {
+        for Adapter { class, name, node, ports, place } in &self.adapters {
             let ports: Vec<String> = ports
                 .iter()
                 .map(|port| format!("port {} {} ({})", port.number, port.state, port.layer))
                 .collect();
             let node =
                 node.as_ref().map_or("no file to reach it by".to_owned(), |node| node.display().to_string());
-            line(
-                "fabric",
-                format!("{name} (/sys/class/{class}): {}", [vec![node], ports].concat().join(", ")),
-            );
+            let numa = place.numa.map(|node| format!("memory node {node}"));
+            let all: Vec<String> = [node].into_iter().chain(ports).chain(numa).collect();
+            line("fabric", format!("{name} (/sys/class/{class}): {}", all.join(", ")));
         }
         for FoundStack { stack, copy } in &self.fabric_libraries {
             line("", copy.describe(stack));
@@ -136,7 +135,7 @@ impl Survey {
                 };
                 line("GPUs", format!("NVIDIA's driver {} ({}), {where_}", driver.version, gpu::VERSION));
                 for (n, one) in driver.gpus.iter().enumerate() {
-                    let numa = one.numa.map(|node| format!(", memory node {node}")).unwrap_or_default();
+                    let numa = one.place.numa.map(|node| format!(", memory node {node}")).unwrap_or_default();
                     let text =
                         format!("{}, {}, {}, /dev/nvidia{}{numa}", one.model, one.uuid, one.bus, one.minor);
                     line(&format!("GPU {n}"), text);

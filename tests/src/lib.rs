@@ -16,3 +16,4 @@ pub mod machine;
 pub mod run;
 pub mod slurm;
 pub mod standalone;
+pub mod validate;

@@ -14,8 +14,9 @@ use crate::run::{Outcome, Run};
 /// The driver's.
 pub const VERSION: &str = "550.54.14";
 
-/// libcuda.
-const STUB: &str = include_str!("../stubs/cuda.c");
+/// libcuda and libnvidia-ml.
+const STUBS: [(&str, &str); 2] =
+    [("cuda.c", include_str!("../stubs/cuda.c")), ("nvidia-ml.c", include_str!("../stubs/nvml.c"))];
 
 /// A /dev of its own in $M/dev, with what programs need.
 const DEV: &str = "mkdir -p $M/dev && mount -t tmpfs none $M/dev \
@@ -64,7 +65,7 @@ impl Gpus {
     pub fn new() -> Gpus {
         let machine = Gpus { dir: directory("/var/tmp") };
         let at = |name: &str| machine.dir.path().join(name);
-        for name in ["lib", "proc/nvidia", "module/nvidia"] {
+        for name in ["lib", "bin", "proc/nvidia", "module/nvidia"] {
             fs::create_dir_all(at(name)).expect("a directory");
         }
         fs::write(at("module/nvidia/version"), format!("{VERSION}\n")).expect("written");
@@ -75,13 +76,16 @@ impl Gpus {
                 format!("Model: \t\t NVIDIA T{n}\nGPU UUID: \t {}\nDevice Minor: \t {}\n", uuid(n), 1 - n);
             fs::write(of.join("information"), lines).expect("written");
         }
-        fs::write(at("cuda.c"), STUB).expect("written");
+        for (name, stub) in STUBS {
+            fs::write(at(name), stub).expect("written");
+        }
         let script = format!(
             "for name in cuda nvidia-ml nvidia-ptxjitcompiler GLX_nvidia; do
                echo \"const char *of_the_driver(void) {{ return \\\"$name {VERSION}\\\"; }}\" > $name.c.part
-               [ $name = cuda ] && cat cuda.c >> $name.c.part
-               cc -O1 -xc $name.c.part -shared -fPIC -o lib/lib$name.so.{VERSION} -Wl,-soname,lib$name.so.1
-             done; cp lib/libcuda.so.{VERSION} lib/libcuda.so.535.1; chmod -R a+rX ."
+               [ ! -e $name.c ] || cat $name.c >> $name.c.part
+               cc -O1 -DDRIVER='\"{VERSION}\"' -xc $name.c.part -shared -fPIC -o lib/lib$name.so.{VERSION} -Wl,-soname,lib$name.so.1
+             done; cp lib/libcuda.so.{VERSION} lib/libcuda.so.535.1
+             printf '#!/bin/sh\necho GPU 0: of the driver\n' > bin/nvidia-smi; chmod +x bin/nvidia-smi; chmod -R a+rX ."
         );
         sh(machine.dir.path(), &script);
         fs::set_permissions(machine.dir.path(), Permissions::from_mode(0o755)).expect("a mode");
@@ -108,7 +112,8 @@ impl Gpus {
              && mount -t tmpfs none /proc/driver && cp -r $M/proc/nvidia /proc/driver/ \
              && {DEV} && for n in nvidiactl nvidia-uvm nvidia0 nvidia1; do cp -a /dev/null $M/dev/$n; done \
              && mount --rbind $M/dev /dev && mount -t tmpfs none /usr/local/nvidia && mkdir /usr/local/nvidia/lib64 \
-             && cp $M/lib/* /usr/local/nvidia/lib64/",
+             && cp $M/lib/* /usr/local/nvidia/lib64/ && cp -r $M/bin /usr/local/nvidia/ \
+             && mkdir $M/dev/nvidia-caps && mknod -m 0400 $M/dev/nvidia-caps/nvidia-cap1 c 241 1",
             text(self.dir.path()),
         )
     }

@@ -1,6 +1,7 @@
 //! GPUs: a machine is made to look as if NVIDIA's driver were loaded, with files of devices and libraries of stub.
 
 use std::fs;
+use std::path::Path;
 
 use hpc_launch_tests::host::{self, Who, everyone};
 use hpc_launch_tests::image::{Throwaway, directory};
@@ -38,8 +39,9 @@ fn images_and_programs_for_cuda_get_the_driver() {
         assert!(!said.contains("GLX") && !said.contains("535.1"), "{outcome}");
         assert!(said.ends_with("path=/run/hpc-launch/devices visible=\n"), "{outcome}");
         // Without any GPU that is told, once for all ranks.
-        let outcome =
-            Run::launch(*who, ["-n", "2", "--oversubscribe", text(&made.root()), "true"]).run().good();
+        let outcome = Run::launch(*who, ["-n", "2", "--oversubscribe", text(&made.root()), "sleep", "0.5"])
+            .run()
+            .good();
         let said = "warning: the image has NVIDIA_VISIBLE_DEVICES=all, and no driver of NVIDIA's is loaded";
         assert_eq!(outcome.err().matches(said).count(), 1, "{outcome}");
         // Silently nothing for others, and for who does not want it.
@@ -141,6 +143,167 @@ fn ranks_get_their_gpus() {
     }
 }
 
+/// GPUs of others are none of this rank's business, whether a mode or a device cgroup keeps them away.
+#[test]
+fn gpus_that_may_not_be_opened_are_passed_over() {
+    if skipped() {
+        return;
+    }
+    let machine = Machine::new();
+    let image = image(true);
+    let root = image.root();
+    let run = |options: &[&str], change: &str| {
+        let script = "echo ${LD_LIBRARY_PATH##*/} $CUDA_VISIBLE_DEVICES";
+        let arguments = options.iter().copied().chain([text(&root), "sh", "-c", script]);
+        Run::launch(Who::User, arguments).prelude(machine.but(change)).run()
+    };
+    // The first on the bus is nvidia1; files that only administrators or profilers open do not matter.
+    let closed =
+        "chmod 0600 /dev/nvidia1; cp -a /dev/null /dev/nvidia-uvm-tools; chmod 0600 /dev/nvidia-uvm-tools";
+    run(&["--gpu=all"], closed).prints("devices");
+    run(&["--gpu=0"], closed).prints(&format!("devices {}", uuid(1)));
+    let each = ["-n", "2", "--oversubscribe", "--bind-to=none", "--gpu-bind=round-robin"];
+    let outcome = run(&each, closed).good();
+    assert_eq!(outcome.out(), format!("devices {0}\ndevices {0}\n", uuid(1)), "{outcome}");
+    let named = format!("--gpu={}", uuid(0));
+    run(&[&named], closed).refused("device-denied", &["/dev/nvidia1 may not be used: EACCES", "mode 0600"]);
+    // As Slurm does it (ConstrainDevices), where this machine lets a test do it.
+    let devices = Path::new("/sys/fs/cgroup/devices");
+    if !devices.join("devices.deny").exists() {
+        eprintln!("skipped in part: no device cgroup (version 1) is mounted");
+        return;
+    }
+    let group = devices.join(format!("hpc-launch-test-{}", std::process::id()));
+    fs::create_dir(&group).expect("a cgroup");
+    let kept = format!(
+        "rm /dev/nvidia1; mknod -m 0666 /dev/nvidia1 c 195 1; echo c 195:1 rwm > {0}/devices.deny; echo $$ > {0}/tasks",
+        text(&group)
+    );
+    let named = run(&[&named], &kept);
+    let all = run(&["--gpu=0"], &kept);
+    fs::remove_dir(&group).expect("an empty cgroup");
+    all.prints(&format!("devices {}", uuid(1)));
+    named.refused(
+        "device-denied",
+        &["/dev/nvidia1 is kept from this job by its device cgroup: EPERM", "--gpus"],
+    );
+}
+
+/// Images do not have them.
+#[test]
+fn the_drivers_programs_are_found_inside() {
+    if skipped() {
+        return;
+    }
+    let machine = Machine::new();
+    let (plain, for_cuda) = (image(false), image(true));
+    let said = "GPU 0: of the driver";
+    for who in everyone() {
+        machine.run(*who, &[text(&plain.root()), "nvidia-smi"]).prints(said);
+        machine.run(*who, &[text(&for_cuda.root()), "sh", "-c", "nvidia-smi"]).prints(said);
+        let root = plain.root();
+        let joined = ["-n", "3", "--oversubscribe", text(&root), "nvidia-smi"];
+        let outcome = machine.run(*who, &joined).good();
+        assert_eq!(outcome.out().lines().filter(|line| *line == said).count(), 3, "{outcome}");
+        let plan = machine.run(*who, &["plan", text(&plain.root()), "nvidia-smi"]).good().out();
+        assert!(
+            plan.contains("bind /usr/local/nvidia/bin/nvidia-smi at /run/hpc-launch/devices/bin/nvidia-smi"),
+            "{plan}"
+        );
+        // Nothing of it for others, and not where it is not wanted.
+        machine
+            .run(*who, &[text(&plain.root()), "sh", "-c", "command -v nvidia-smi || echo none"])
+            .prints("none");
+        for run in [
+            machine.run(*who, &["--gpu=none", text(&plain.root()), "nvidia-smi"]),
+            Run::launch(*who, [text(&plain.root()), "nvidia-smi"]).run(),
+        ] {
+            run.refused("program-not-found", &["nvidia-smi is in no directory of the container's PATH"]);
+        }
+    }
+}
+
+/// The host's MPI is no better than the image's where only the image's sends what lies in a GPU.
+#[test]
+fn an_mpi_that_knows_gpus_is_not_replaced_by_one_that_does_not() {
+    if skipped() {
+        return;
+    }
+    let machine = Machine::new();
+    // What a build for CUDA has besides.
+    let copy = directory("/var/tmp");
+    let script = format!(
+        "cp -al $(readlink -f {}) image; cd image/usr/lib/x86_64-linux-gnu/openmpi/lib/openmpi3; cp mca_coll_basic.so mca_coll_cuda.so",
+        text(&host::image("bookworm-openmpi"))
+    );
+    sh(copy.path(), &script);
+    sh(copy.path(), "chmod 0755 .");
+    let image = copy.path().join("image");
+    let program = [text(&image), "/opt/examples/ring"];
+    for who in everyone() {
+        let plan = |options: &[&str], machine: Option<&Machine>| {
+            let run = Run::mpirun(*who, 1, [&["plan"][..], options, &program].concat());
+            machine.map_or(run.clone(), |machine| run.prelude(machine.prelude())).run()
+        };
+        let kept = plan(&["--gpu=all"], Some(&machine)).good();
+        for said in [
+            "MPI        the image's own: Open MPI 4.1.4",
+            "the host's MPI is not used: with the host's Open MPI 4.1.4",
+            "(mca_coll_cuda.so) sends GPUs' memory, and nothing shows that the host's Open MPI 4.1.4",
+        ] {
+            assert!(kept.out().contains(said), "{said}\n{kept}");
+        }
+        // A program that gets no GPU gets the host's MPI, as ever, and so does who insists.
+        for (options, machine) in [(&["--gpu=none"][..], Some(&machine)), (&[], Some(&machine)), (&[], None)]
+        {
+            let replaced = plan(options, machine).good();
+            assert!(replaced.out().contains("MPI        the host's: Open MPI 4.1.4"), "{replaced}");
+            assert!(!replaced.out().contains("GPUs' memory"), "{replaced}");
+        }
+        let forced = plan(&["--gpu=all", "--mpi=host"], Some(&machine)).good();
+        assert!(forced.out().contains("a program that hands such memory to MPI crashes"), "{forced}");
+    }
+}
+
+/// Each rank's adapter, where somebody asks for it.
+#[test]
+fn ranks_get_their_adapters() {
+    if skipped() {
+        return;
+    }
+    let adapter = Adapter::new();
+    let second = "cd $M/class/infiniband; cp -r mlx5_0 mlx5_1; cp -r mlx5_0 mlx5_2; echo '1: DOWN' > mlx5_2/ports/1/state
+        for n in 0 1; do echo $n > mlx5_$n/device/numa_node; done; cd /
+        mount -t tmpfs none /sys/devices/system/node; cd /sys/devices/system/node; mkdir node0 node1
+        echo 0 > node0/cpulist; echo 1 > node1/cpulist; echo 10 21 > node0/distance; echo 21 10 > node1/distance; cd /";
+    let image = image(false);
+    let root = image.root();
+    for who in everyone() {
+        let told = |options: &[&str], variables: &[(&str, &str)]| {
+            let script = "echo $HPC_LAUNCH_RANK $UCX_NET_DEVICES";
+            let options = ["-n", "4", "--oversubscribe"].iter().chain(options).copied();
+            let mut run = Run::launch(*who, options.chain([text(&root), "sh", "-c", script]));
+            for (name, value) in variables {
+                run = run.env(name, value);
+            }
+            let outcome = run.prelude(adapter.but(second)).run().good();
+            let mut lines: Vec<String> = outcome.out().lines().map(|l| l[1..].trim().to_owned()).collect();
+            lines.sort();
+            lines.join(" ")
+        };
+        assert_eq!(told(&[], &[]), "   ");
+        let both = "mlx5_0:1 mlx5_0:1 mlx5_1:1 mlx5_1:1";
+        assert_eq!(told(&["--nic-bind=round-robin", "--bind-to=none"], &[]), both);
+        assert_eq!(told(&["--nic-bind=closest", "--bind-to=core"], &[]), both);
+        assert_eq!(told(&["--nic-bind=closest"], &[("UCX_NET_DEVICES", "all")]), "all all all all");
+        assert_eq!(told(&["--nic-bind=closest", "--env", "UCX_NET_DEVICES=x"], &[]), "x x x x");
+    }
+    let plan = ["plan", "--nic-bind=closest", text(&root), "true"];
+    let outcome = Run::mpirun(Who::User, 1, plan).prelude(adapter.but(second)).run().good();
+    let said = "UCX_NET_DEVICES=mlx5_0:1 — the adapter of local rank 0, close to its processors (--nic-bind)";
+    assert!(outcome.out().contains(said), "{outcome}");
+}
+
 /// What is wrong with a driver: said aloud where an image wants it, refused where somebody insists.
 #[test]
 fn a_broken_driver_is_named_with_its_cure() {
@@ -166,17 +329,21 @@ fn a_broken_driver_is_named_with_its_cure() {
             &["/dev/nvidia-uvm does not exist", "nvidia-modprobe -u -c0"],
         ),
         ("rm /dev/nvidiactl", "device-missing", &["/dev/nvidiactl does not exist"]),
-        ("rm /dev/nvidia1", "device-missing", &["/dev/nvidia1 cannot be looked at"]),
+        ("rm /dev/nvidia0 /dev/nvidia1", "device-denied", &["/dev/nvidia1 cannot be looked at"]),
         ("rm -r /proc/driver/nvidia/gpus/*", "device-missing", &["and knows no GPU", "NVRM"]),
         (
-            "chmod 0660 /dev/nvidia0",
+            "chmod 0660 /dev/nvidia?",
             "device-denied",
-            &["/dev/nvidia0 may not be used", "root:root with mode 0660", "your groups are"],
+            &[
+                "no GPU may be used: /dev/nvidia1 may not be used",
+                "root:root with mode 0660",
+                "your groups are",
+            ],
         ),
     ];
     for (change, code, said) in table {
         // Root may open everything.
-        let users: &[Who] = if *code == "device-denied" { &[Who::User] } else { everyone() };
+        let users: &[Who] = if change.starts_with("chmod") { &[Who::User] } else { everyone() };
         for who in users {
             let run = |options: &[&str], script: &str| {
                 let arguments = options.iter().copied().chain([text(&root), "sh", "-c", script]);

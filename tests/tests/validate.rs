@@ -9,23 +9,12 @@ use hpc_launch_tests::host::{self, Who, everyone};
 use hpc_launch_tests::hosts::{By, HEAD, Hosts};
 use hpc_launch_tests::image::{Throwaway, directory};
 use hpc_launch_tests::leaks::Host;
-use hpc_launch_tests::machine::{Adapter, Gpus, VERSION, sh, skipped, text, uuid};
+use hpc_launch_tests::machine::{Adapter, sh, skipped, text};
 use hpc_launch_tests::run::{Outcome, Run};
+use hpc_launch_tests::validate::{has, validate};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
-
-fn validate(who: Who, options: &[&str], image: &Path) -> Run {
-    let arguments = ["validate"].iter().chain(options).copied().chain([text(image)]);
-    Run::launch(who, arguments).limit(Duration::from_secs(120))
-}
-
-#[track_caller]
-fn has(outcome: &Outcome, parts: &[&str]) {
-    for part in parts {
-        assert!(outcome.out().contains(part), "{part}\n{outcome}");
-    }
-}
 
 /// The tables, by JSON.
 fn lines(outcome: &Outcome) -> Vec<(String, String, String, String)> {
@@ -496,121 +485,4 @@ fn an_interrupted_one_leaves_nothing() {
             fs::read_dir(place.path()).expect("there").flatten().map(|e| e.file_name()).collect();
         assert!(left.iter().all(|name| !name.to_string_lossy().contains("hpc-launch")), "{left:?}");
     }
-}
-
-/// A driver that works, or does not, in every way that its library can tell.
-#[test]
-fn gpus() {
-    if skipped() {
-        return;
-    }
-    let machine = Gpus::new();
-    // It knows nothing of CUDA.
-    let image = host::image("bookworm-openmpi");
-    for who in everyone() {
-        let outcome = validate(*who, &["--mpi=bridge", "--require=cuda"], &image)
-            .prelude(machine.prelude())
-            .run()
-            .good();
-        has(
-            &outcome,
-            &[
-                &format!("PASS cuda       NVIDIA's driver {VERSION}: 2 GPUs, "),
-                "PASS cuda       libcuda: /run/hpc-launch/devices/libcuda.so.1 (the host's), CUDA 12.4",
-                &format!(
-                    "PASS cuda       GPU 1 (NVIDIA T1, {}), 1048576 bytes there and back, a kernel compiled from PTX, reaches the memory of 0",
-                    uuid(1)
-                ),
-                "SKIP cuda       this MPI is not made for GPUs' memory (MPIX_Query_cuda_support)",
-                "PASS cuda       rank 0 read rank 1's memory on the GPU (IPC)",
-                "PASS cuda       rank 1 read rank 0's memory on the GPU (IPC)",
-            ],
-        );
-    }
-    let table: &[(&str, &[&str])] = &[
-        (
-            "mismatch",
-            &[
-                "FAIL cuda       cuInit answers CUDA_ERROR_SYSTEM_DRIVER_MISMATCH",
-                "a libcuda of the image's was chosen",
-            ],
-        ),
-        ("no-device", &["FAIL cuda       cuInit answers CUDA_ERROR_NO_DEVICE", "CUDA_VISIBLE_DEVICES"]),
-        (
-            "crash",
-            &["FAIL cuda       the probe was killed by SIGSEGV (11) while the library was initialised"],
-        ),
-        ("hang", &["FAIL cuda       the probe did not end within 5 s while the library was initialised"]),
-        ("bad-copy", &["FAIL cuda       GPU 0 (NVIDIA T0", "1048576 bytes there and back: other bytes"]),
-        (
-            "old-ptx",
-            &[
-                "FAIL cuda       GPU 0: cuModuleLoadData answers CUDA_ERROR_UNSUPPORTED_PTX_VERSION",
-                "a newer driver",
-            ],
-        ),
-        (
-            "other-gpu",
-            &["FAIL cuda       GPU 0 (NVIDIA T0, GPU-01000000-", "the kernel's driver knows no such GPU"],
-        ),
-        ("one-gpu", &["WARN cuda       CUDA sees 1 of the 2 GPUs that the driver knows"]),
-        (
-            "no-ipc",
-            &[
-                "FAIL cuda       cuIpcOpenMemHandle answers CUDA_ERROR_INVALID_CONTEXT",
-                "each must see all GPUs",
-            ],
-        ),
-    ];
-    for (wrong, said) in table {
-        let run = validate(Who::User, &["--mpi=bridge", "--timeout=5"], &image).env("STUB_CUDA", wrong);
-        let outcome = run.prelude(machine.prelude()).run();
-        assert_eq!(outcome.code(), Some(if *wrong == "one-gpu" { 0 } else { 1 }), "{wrong}\n{outcome}");
-        has(&outcome, said);
-    }
-    // The host's own lines.
-    for (change, said) in [
-        (
-            "rm /dev/nvidia-uvm",
-            "FAIL cuda       NVIDIA's driver 550.54.14 is loaded (--gpu=auto, built-in), and /dev/nvidia-uvm does not exist",
-        ),
-        ("chmod 0660 /dev/nvidia0", "/dev/nvidia0 may not be used"),
-        ("rm /usr/local/nvidia/lib64/libcuda.so.550*", "libcuda.so.550.54.14 is in none of"),
-    ] {
-        let outcome =
-            validate(Who::User, &["--mpi=bridge", "--np=1"], &image).prelude(machine.but(change)).run();
-        assert_eq!(outcome.code(), Some(1), "{outcome}");
-        has(&outcome, &[said]);
-    }
-}
-
-#[test]
-fn descriptions_of_devices() {
-    if skipped() {
-        return;
-    }
-    let machine = Gpus::new();
-    let dir = directory("/var/tmp");
-    let cdi = dir.path().join("cdi");
-    fs::create_dir(&cdi).expect("a directory");
-    let described = machine.run(Who::Root, &["cdi", "generate"]).good().out();
-    let run = |name: &str, contents: &str| {
-        fs::write(cdi.join(name), contents).expect("written");
-        sh(dir.path(), "chmod -R a+rX,go-w .");
-        let run = Run::launch(Who::User, ["validate"]).env("HPC_LAUNCH_CDI_DIRECTORIES", &cdi);
-        run.prelude(machine.prelude()).run()
-    };
-    let outcome = run("nvidia.json", &described).good();
-    has(&outcome, &["PASS cdi        ", "nvidia.json: 5 devices"]);
-    let outcome = run("nvidia.json", &described.replace(VERSION, "535.1"));
-    assert_eq!(outcome.code(), Some(1), "{outcome}");
-    has(
-        &outcome,
-        &[
-            "nvidia.json is staler than the driver: it names /usr/local/nvidia/lib64/libcuda.so.535.1 (driver 535.1), and 550.54.14 is loaded",
-            "write it anew: hpc-launch cdi generate --output ",
-        ],
-    );
-    let outcome = run("other.json", "{");
-    has(&outcome, &["FAIL cdi        ", "other.json: "]);
 }

@@ -229,13 +229,26 @@ fn permitted(by: By, path: &Path, meta: &Metadata, permissions: &str) -> Result<
     }
 }
 
-/// Why this user may not open a device's file to read and write, and what to do.
+/// Why this user may not open a device's file to read and write, and what to do. Without opening it: that would start
+/// a GPU.
 pub fn not_permitted(path: &Path) -> Option<(String, String)> {
     let e = access(path, AccessFlags::R_OK | AccessFlags::W_OK).err()?;
-    Some(denied(path, &std::fs::metadata(path).ok()?, e))
+    match std::fs::metadata(path) {
+        Ok(meta) => Some(denied(path, &meta, e)),
+        Err(e) => Some((
+            format!("{} cannot be looked at: {e}", path.display()),
+            "let the administrator load the driver's module and make its files (for NVIDIA: nvidia-modprobe -u -c0)"
+                .to_owned(),
+        )),
+    }
 }
 
 fn denied(path: &Path, meta: &Metadata, e: nix::Error) -> (String, String) {
+    // The kernel asks the device cgroup too (fs/namei.c, inode_permission: devcgroup_inode_permission).
+    if e == nix::Error::EPERM {
+        let why = format!("{} is kept from this job by its device cgroup: {e}", path.display());
+        return (why, "it is not this job's: ask the batch system for it (Slurm: --gpus)".to_owned());
+    }
     let group = |gid: Gid| match Group::from_gid(gid) {
         Ok(Some(group)) => group.name,
         _ => gid.to_string(),

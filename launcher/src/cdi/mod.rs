@@ -45,6 +45,8 @@ pub struct Told {
     first: Option<(PathBuf, String)>,
     /// Last in LD_LIBRARY_PATH.
     libraries: bool,
+    /// Last in PATH.
+    programs: bool,
 }
 
 /// The devices that were asked for.
@@ -138,6 +140,8 @@ impl Devices {
             }
         }
         devices.wants = files.wants;
+        let programs = Path::new(LIBRARIES).join(nvidia::TOOLS);
+        devices.told.programs = devices.wants.iter().any(|want| want.at.starts_with(&programs));
         Ok(devices)
     }
 
@@ -230,6 +234,7 @@ impl Told {
             variables: self.variables,
             first: self.first.or(other.first),
             libraries: self.libraries || other.libraries,
+            programs: self.programs || other.programs,
         }
     }
 
@@ -245,6 +250,18 @@ impl Told {
             }
             environ.set(name, value);
             changes.push(Change { name: name.clone(), value: Some(value.clone()), why: why.clone() });
+        }
+        if self.programs {
+            let known = environ.get("PATH").filter(|path| !path.is_empty());
+            let last = format!("{LIBRARIES}/{}", nvidia::TOOLS);
+            let list: Vec<String> = [known, Some(last)].into_iter().flatten().collect();
+            let list = list.join(":");
+            environ.set("PATH", &list);
+            changes.push(Change {
+                name: "PATH".to_owned(),
+                value: Some(list),
+                why: "programs of devices".to_owned(),
+            });
         }
         let known = environ.get("LD_LIBRARY_PATH").filter(|path| !path.is_empty());
         let first = self.first.as_ref().map(|(directory, _)| directory.display().to_string());

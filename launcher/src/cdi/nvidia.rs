@@ -9,14 +9,20 @@ use crate::host::gpu::{Driver, SOCKETS};
 pub const KIND: &str = "nvidia.com/gpu";
 /// The device that stands for all of them.
 pub const ALL: &str = "all";
+/// Below the place of its libraries, where its programs are shown.
+pub const TOOLS: &str = "bin";
 /// Where the toolkit's program for hooks is installed; other runtimes run it, we do not.
 const HOOK: &str = "/usr/bin/nvidia-cdi-hook";
 
-/// Describes a driver. `at`: where its libraries are shown; none: where they are on the host.
+/// Describes a driver. `at`: where its libraries and programs are shown; none: where they are on the host.
 pub fn describe(driver: &Driver, at: Option<&Path>) -> Spec {
     let text = |path: &Path| path.display().to_string();
     let inside = |path: &Path| match at {
         Some(at) => at.join(path.file_name().unwrap_or_default()),
+        None => path.to_owned(),
+    };
+    let tool = |path: &Path| match at {
+        Some(at) => at.join(TOOLS).join(path.file_name().unwrap_or_default()),
         None => path.to_owned(),
     };
     let bind = |source: &Path, target: &Path, read_only: bool| {
@@ -54,6 +60,7 @@ pub fn describe(driver: &Driver, at: Option<&Path>) -> Spec {
             .libraries
             .iter()
             .map(|path| bind(path, &inside(path), true))
+            .chain(driver.tools.iter().map(|path| bind(path, &tool(path), true)))
             .chain(sockets.map(|path| bind(path, path, false)))
             .collect(),
         ..Edits::default()
@@ -96,14 +103,17 @@ mod tests {
             model: "NVIDIA T".into(),
             bus: format!("0000:0{minor}:00.0"),
             minor,
-            numa: None,
+            place: Default::default(),
         };
         let path = |name: &str| PathBuf::from(name);
         Driver {
             version: "550.1".into(),
             gpus: vec![gpu(1), gpu(0)],
             nodes: vec![path("/dev/nvidiactl"), path("/dev/nvidia-uvm")],
+            others: vec![path("/dev/nvidia-caps/nvidia-cap1")],
             libraries: vec![path("/usr/lib64/libcuda.so.550.1"), path("/usr/lib64/libnvidia-ml.so.550.1")],
+            tools: vec![path("/usr/bin/nvidia-smi")],
+            direct: None,
             searched: Vec::new(),
         }
     }

@@ -6,16 +6,17 @@ use abi_probe::elf::Arch;
 use abi_probe::ldso::Cpu;
 use abi_probe::prober::Prober;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::names;
+use super::place::Place;
 
 /// Where the kernel lists devices by class. InfiniBand, RoCE, iWARP, EFA and Omni-Path are all `infiniband`
 /// (drivers/infiniband/core/device.c, ib_class); Slingshot's are `cxi` and `cxi_user`.
 const CLASSES: &str = "/sys/class";
 
 /// A fabric's adapter, as the kernel shows it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Adapter {
     /// Its class: `infiniband`, `cxi`.
     pub class: String,
@@ -25,10 +26,13 @@ pub struct Adapter {
     pub node: Option<PathBuf>,
     /// Its ports.
     pub ports: Vec<Port>,
+    /// Next to which memory, and behind which bridges.
+    #[serde(flatten)]
+    pub place: Place,
 }
 
 /// A port.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Port {
     /// From 1.
     pub number: u32,
@@ -38,6 +42,13 @@ pub struct Port {
     pub physical: String,
     /// `InfiniBand`, `Ethernet`.
     pub layer: String,
+}
+
+impl Port {
+    /// Whether it carries messages.
+    pub fn is_active(&self) -> bool {
+        self.state == "ACTIVE"
+    }
 }
 
 impl Adapter {
@@ -83,7 +94,8 @@ pub fn adapters() -> Vec<Adapter> {
             }
             _ => Some(dev.join(&name)),
         };
-        Adapter { class, name, node: node.filter(|node| node.exists()), ports }
+        let place = Place::of(&classes.join(&class).join(&name).join("device"));
+        Adapter { class, name, node: node.filter(|node| node.exists()), ports, place }
     };
     devices_of_classes().into_iter().map(adapter).collect()
 }

@@ -13,11 +13,18 @@ use abi_probe::rootfs::View;
 use serde::{Deserialize, Serialize};
 
 use super::names;
+use super::place::Place;
 
 /// The version of the loaded driver.
 pub const VERSION: &str = "/sys/module/nvidia/version";
 /// A directory for each GPU, named by its place on the bus.
 const GPUS: &str = "/proc/driver/nvidia/gpus";
+/// What the driver grants by files, and what it says of itself.
+const CAPABILITIES: &str = "/proc/driver/nvidia/capabilities";
+const MODULES: &str = "/proc/driver/nvidia/version";
+const PEER_MEMORY: &str = "/sys/module/nvidia_peermem";
+/// Where the kernel has every device of the bus.
+const BUS: &str = "/sys/bus/pci/devices";
 /// What every program of CUDA opens, and what some do. (`nvidia-uvm`: unified memory, without which cuInit fails.)
 const NODES: &[&str] = &["nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-modeset"];
 /// Directories of device files, for parts of GPUs and for memory of other nodes, and how files of switches begin.
@@ -56,6 +63,9 @@ const GRAPHICS: &[&str] = &[
     "libnvoptix",
     "libvdpau",
 ];
+/// Its programs, which are of its version too.
+const TOOLS: &[&str] =
+    &["nvidia-smi", "nvidia-debugdump", "nvidia-cuda-mps-control", "nvidia-cuda-mps-server"];
 /// Its services, by their sockets.
 pub const SOCKETS: &[&str] =
     &["/run/nvidia-persistenced/socket", "/run/nvidia-fabricmanager/socket", "/run/nvidia-topologyd/socket"];
@@ -73,8 +83,16 @@ pub struct Gpu {
     pub bus: String,
     /// Its file is `/dev/nvidiaMINOR`.
     pub minor: u32,
-    /// The memory node that it is next to; none: the machine has only one, or does not say.
-    pub numa: Option<u32>,
+    /// Next to which memory, and behind which bridges.
+    #[serde(flatten)]
+    pub place: Place,
+}
+
+impl Gpu {
+    /// Its file.
+    pub fn node(&self) -> PathBuf {
+        PathBuf::from(format!("/dev/nvidia{}", self.minor))
+    }
 }
 
 /// A driver that is loaded.
@@ -84,13 +102,80 @@ pub struct Driver {
     pub version: String,
     /// In the order of their places on the bus, in which CUDA counts them when it is told so.
     pub gpus: Vec<Gpu>,
-    /// Files of devices that are not one GPU's.
+    /// Files of devices by which programs reach the driver.
     pub nodes: Vec<PathBuf>,
+    /// Files of parts of GPUs, of switches, and of memory of other nodes' GPUs: for those who may open them.
+    pub others: Vec<PathBuf>,
     /// Its libraries of this very version, but for graphics; none: they were not found.
     pub libraries: Vec<PathBuf>,
-    /// Where they were looked for.
+    /// Its programs, as `nvidia-smi`.
+    pub tools: Vec<PathBuf>,
+    /// How fabric adapters reach the GPUs' memory; none: they do not.
+    pub direct: Option<Direct>,
+    /// Where the libraries were looked for.
     #[serde(skip)]
     pub searched: Vec<PathBuf>,
+}
+
+/// GPUDirect RDMA.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Direct {
+    /// The module `nvidia_peermem`.
+    PeerMemory,
+    /// The kernel's own way, for which the driver's open modules are needed.
+    DmaBuf,
+}
+
+/// Part of a GPU (MIG), of which the driver lets in who may open its file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// The minor number of its GPU's file.
+    pub gpu: u32,
+    /// `gi1`, `gi1/ci0`.
+    pub name: String,
+    /// Of `/dev/nvidia-caps`.
+    minor: u32,
+}
+
+impl Part {
+    /// Its file.
+    pub fn node(&self) -> PathBuf {
+        Path::new("/dev").join(NODE_DIRECTORIES[0]).join(format!("nvidia-cap{}", self.minor))
+    }
+}
+
+/// All parts of GPUs, by the driver's list of what it grants by files.
+pub fn parts() -> Vec<Part> {
+    let mut all = Vec::new();
+    let starts = |directory: &Path, prefix: &'static str| {
+        names(directory).into_iter().filter(move |name| name.starts_with(prefix))
+    };
+    for gpu in starts(Path::new(CAPABILITIES), "gpu") {
+        let Ok(number) = gpu["gpu".len()..].parse() else { continue };
+        let mig = Path::new(CAPABILITIES).join(&gpu).join("mig");
+        let mut add = |name: String| {
+            let text = std::fs::read_to_string(mig.join(&name).join("access")).unwrap_or_default();
+            let minor = value(&text, "DeviceFileMinor").and_then(|text| text.parse().ok());
+            all.extend(minor.map(|minor| Part { gpu: number, name, minor }));
+        };
+        for instance in starts(&mig, "gi") {
+            for compute in starts(&mig.join(&instance), "ci") {
+                add(format!("{instance}/{compute}"));
+            }
+            add(instance);
+        }
+    }
+    all
+}
+
+/// How adapters reach the GPUs' memory. The first line of the driver's own account says which kernel modules these are.
+fn direct() -> Option<Direct> {
+    if Path::new(PEER_MEMORY).exists() {
+        return Some(Direct::PeerMemory);
+    }
+    let text = std::fs::read_to_string(MODULES).ok()?;
+    text.lines().next()?.contains("Open Kernel Module").then_some(Direct::DmaBuf)
 }
 
 /// The version of the driver that is loaded.
@@ -105,35 +190,37 @@ pub fn nvidia() -> Option<Driver> {
         .into_iter()
         .filter_map(|bus| {
             let text = std::fs::read_to_string(Path::new(GPUS).join(&bus).join("information")).ok()?;
-            let numa =
-                std::fs::read_to_string(format!("/sys/bus/pci/devices/{}/numa_node", bus.to_lowercase()));
-            // -1: nobody knows.
-            let numa = numa.ok().and_then(|text| text.trim().parse().ok());
-            information(&text, &bus, numa)
+            let place = Place::of(&Path::new(BUS).join(bus.to_lowercase()));
+            information(&text, &bus, place)
         })
         .collect();
     gpus.sort_by(|a, b| a.bus.cmp(&b.bus));
     let dev = Path::new("/dev");
-    let mut nodes: Vec<PathBuf> =
-        NODES.iter().map(|name| dev.join(name)).filter(|path| path.exists()).collect();
-    nodes.extend(names(dev).into_iter().filter(|name| name.starts_with(SWITCHES)).map(|name| dev.join(name)));
+    let nodes = NODES.iter().map(|name| dev.join(name)).filter(|path| path.exists()).collect();
+    let mut others: Vec<PathBuf> = Vec::new();
+    others
+        .extend(names(dev).into_iter().filter(|name| name.starts_with(SWITCHES)).map(|name| dev.join(name)));
     for directory in NODE_DIRECTORIES.iter().map(|name| dev.join(name)) {
-        nodes.extend(names(&directory).into_iter().map(|name| directory.join(name)));
+        others.extend(names(&directory).into_iter().map(|name| directory.join(name)));
     }
     let (libraries, searched) = libraries(&version);
-    Some(Driver { version, gpus, nodes, libraries, searched })
+    let tools = tools(libraries.first().and_then(|library| library.parent()));
+    Some(Driver { version, gpus, nodes, others, libraries, tools, direct: direct(), searched })
 }
 
-/// `NAME: VALUE` lines.
-fn information(text: &str, bus: &str, numa: Option<u32>) -> Option<Gpu> {
+/// Of `NAME: VALUE` lines.
+fn value(text: &str, name: &str) -> Option<String> {
+    let mut pairs = text.lines().filter_map(|line| line.split_once(':'));
+    pairs.find(|(known, _)| known.trim() == name).map(|(_, value)| value.trim().to_owned())
+}
+
+/// A GPU's description.
+fn information(text: &str, bus: &str, place: Place) -> Option<Gpu> {
     let text = text.get(..MAX_TEXT).unwrap_or(text);
-    let value = |name: &str| {
-        let mut pairs = text.lines().filter_map(|line| line.split_once(':'));
-        pairs.find(|(known, _)| known.trim() == name).map(|(_, value)| value.trim().to_owned())
-    };
+    let value = |name| value(text, name);
     let uuid = value("GPU UUID").filter(|uuid| uuid.starts_with("GPU-") && !uuid.contains('?'))?;
     let minor = value("Device Minor")?.parse().ok()?;
-    Some(Gpu { uuid, model: value("Model").unwrap_or_default(), bus: bus.to_owned(), minor, numa })
+    Some(Gpu { uuid, model: value("Model").unwrap_or_default(), bus: bus.to_owned(), minor, place })
 }
 
 /// The first directory that has the driver's libcuda, with all that belongs to it; and every directory looked into.
@@ -159,6 +246,20 @@ fn libraries(version: &str) -> (Vec<PathBuf>, Vec<PathBuf>) {
     (Vec::new(), searched)
 }
 
+/// Programs of the driver's: beside its libraries where it has a tree of its own, else where programs are.
+fn tools(libraries: Option<&Path>) -> Vec<PathBuf> {
+    let own = libraries
+        .and_then(Path::parent)
+        .filter(|tree| *tree != Path::new("/usr"))
+        .map(|tree| tree.join("bin"));
+    let directories = [own, Some(PathBuf::from("/usr/bin"))];
+    let find = |name: &&str| {
+        let paths = directories.iter().flatten().map(|directory| directory.join(name));
+        paths.into_iter().find(|path| path.is_file())
+    };
+    TOOLS.iter().filter_map(find).collect()
+}
+
 /// Whether a file is one of the driver's of this version, not for graphics.
 fn is_library(name: &str, version: &str) -> bool {
     if ALSO.contains(&name) {
@@ -170,79 +271,25 @@ fn is_library(name: &str, version: &str) -> bool {
     stem.starts_with("lib") && !GRAPHICS.iter().any(|prefix| stem.starts_with(prefix))
 }
 
-/// Memory nodes that are next to these processors, and how far each node is from them: the least distance to any.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Distances(Vec<(u32, u32)>);
-
-impl Distances {
-    /// For these processors, by what `sys` (`/sys`) says of its nodes.
-    pub fn of(sys: &Path, processors: &[usize]) -> Distances {
-        let nodes = sys.join("devices/system/node");
-        let mut numbers: Vec<u32> =
-            names(&nodes).iter().filter_map(|name| name.strip_prefix("node")?.parse().ok()).collect();
-        // By number: rows of distances are in that order.
-        numbers.sort_unstable();
-        let text = |node: u32, name: &str| {
-            std::fs::read_to_string(nodes.join(format!("node{node}/{name}"))).unwrap_or_default()
-        };
-        let mut least: Vec<(u32, u32)> = numbers.iter().map(|node| (*node, u32::MAX)).collect();
-        for node in &numbers {
-            let has = ranges(&text(*node, "cpulist"));
-            if !processors.iter().any(|cpu| has.iter().any(|(first, last)| (first..=last).contains(&cpu))) {
-                continue;
-            }
-            let row = text(*node, "distance");
-            for ((_, known), distance) in least.iter_mut().zip(row.split_ascii_whitespace()) {
-                *known = (*known).min(distance.parse().unwrap_or(u32::MAX));
-            }
-        }
-        Distances(least)
-    }
-
-    /// To a node; what nobody knows is next to everything.
-    fn to(&self, node: Option<u32>) -> u32 {
-        let known = node.and_then(|node| self.0.iter().find(|(n, _)| *n == node));
-        known.map_or(0, |(_, distance)| *distance)
-    }
-
-    /// The GPU for the rank of this number on its node: of those that are closest, the next one.
-    pub fn closest<'a>(&self, gpus: &'a [Gpu], local_rank: u32) -> Option<&'a Gpu> {
-        let least = gpus.iter().map(|gpu| self.to(gpu.numa)).min()?;
-        let near: Vec<&Gpu> = gpus.iter().filter(|gpu| self.to(gpu.numa) == least).collect();
-        near.get(local_rank as usize % near.len()).copied()
-    }
-}
-
-/// `0-3,8,10-11`.
-fn ranges(text: &str) -> Vec<(usize, usize)> {
-    let one = |part: &str| {
-        let (first, last) = part.split_once('-').unwrap_or((part, part));
-        Some((first.parse().ok()?, last.parse().ok()?))
-    };
-    text.trim().split(',').filter_map(one).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn gpu(minor: u32, numa: Option<u32>) -> Gpu {
-        let (uuid, bus) = (format!("GPU-{minor}"), format!("0000:{minor:02x}:00.0"));
-        Gpu { uuid, model: String::new(), bus, minor, numa }
-    }
 
     #[test]
     fn a_gpu_as_the_driver_describes_it() {
         let text = "Model: \t\t NVIDIA H100 80GB HBM3\nIRQ:   \t\t 182\nGPU UUID: \t GPU-5a1f0b1c-1111-2222-3333-444455556666\n\
                     Video BIOS: \t ??.??.??.??.??\nBus Type: \t PCIe\nBus Location: \t 0000:17:00.0\nDevice Minor: \t 3\n";
-        let found = information(text, "0000:17:00.0", Some(1)).unwrap();
+        let found = information(text, "0000:17:00.0", Place { numa: Some(1), bridges: Vec::new() }).unwrap();
         assert_eq!(found.uuid, "GPU-5a1f0b1c-1111-2222-3333-444455556666");
-        assert_eq!((found.model.as_str(), found.minor, found.numa), ("NVIDIA H100 80GB HBM3", 3, Some(1)));
+        assert_eq!(
+            (found.model.as_str(), found.minor, found.place.numa),
+            ("NVIDIA H100 80GB HBM3", 3, Some(1))
+        );
         // Before anybody has opened it the driver does not know its name.
         let unknown =
             text.replace("5a1f0b1c-1111-2222-3333-444455556666", "????????-????-????-????-????????????");
-        assert_eq!(information(&unknown, "0000:17:00.0", None), None);
-        assert_eq!(information("", "0000:17:00.0", None), None);
+        assert_eq!(information(&unknown, "0000:17:00.0", Place::default()), None);
+        assert_eq!(information("", "0000:17:00.0", Place::default()), None);
     }
 
     #[test]
@@ -256,26 +303,5 @@ mod tests {
         {
             assert!(!is(no), "{no}");
         }
-    }
-
-    #[test]
-    fn ranks_get_the_next_of_the_closest() {
-        let sys = tempfile::tempdir().unwrap();
-        for (node, cpus, row) in [(0, "0-3,8", "10 21"), (1, "4-7", "21 10")] {
-            let at = sys.path().join(format!("devices/system/node/node{node}"));
-            std::fs::create_dir_all(&at).unwrap();
-            std::fs::write(at.join("cpulist"), cpus).unwrap();
-            std::fs::write(at.join("distance"), row).unwrap();
-        }
-        let gpus = [gpu(0, Some(0)), gpu(1, Some(0)), gpu(2, Some(1)), gpu(3, Some(1))];
-        let closest =
-            |cpus: &[usize], rank| Distances::of(sys.path(), cpus).closest(&gpus, rank).unwrap().minor;
-        assert_eq!([closest(&[1], 0), closest(&[8], 1), closest(&[0], 2)], [0, 1, 0]);
-        assert_eq!([closest(&[5], 0), closest(&[6, 7], 1)], [2, 3]);
-        // Bound to both, to none that is known, or without a word on memory: one after the other.
-        assert_eq!([closest(&[0, 5], 2), closest(&[0, 5], 3)], [2, 3]);
-        let flat = Distances::of(Path::new("/nonexistent"), &[0]);
-        assert_eq!(flat.closest(&gpus, 5).unwrap().minor, 1);
-        assert_eq!(flat.closest(&[], 0), None);
     }
 }

@@ -3,6 +3,7 @@
 pub mod fabric;
 pub mod gpu;
 pub mod mpi;
+pub mod place;
 
 use std::path::Path;
 
@@ -26,4 +27,9 @@ pub fn allowed_processors() -> Vec<usize> {
         Ok(set) => (0..CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap_or(false)).collect(),
         Err(_) => (0..std::thread::available_parallelism().map_or(1, usize::from)).collect(),
     }
+}
+
+/// The same, as ranges.
+pub fn processors() -> Vec<(usize, usize)> {
+    allowed_processors().into_iter().map(|cpu| (cpu, cpu)).collect()
 }

@@ -18,6 +18,7 @@ use crate::environ::Environ;
 use crate::error::{Result, in_image};
 use crate::host::mpi::TREES;
 use crate::image::Image;
+use crate::image::environment::ImageEnvironment;
 use crate::inject::{self, Case, Decision};
 use crate::job::digest;
 use crate::plan::make::Planner;
@@ -37,6 +38,8 @@ pub(super) struct Asked<'a> {
     pub(super) sources: &'a Sources,
     /// The host's root.
     pub(super) host: View,
+    /// What the image says of its programs' environment.
+    pub(super) told: &'a ImageEnvironment,
 }
 
 impl Request {
@@ -48,6 +51,11 @@ impl Request {
         (path, workdir, environ): (&Path, &Path, &Environ),
         detail: Detail,
     ) -> Result<Decision> {
+        let gives_gpus = |needed: Option<&str>| {
+            let offered = asked.entered.gpus.as_ref();
+            offered
+                .is_some_and(|offered| offered.is_for(&self.config, asked.told, asked.planner.view(), needed))
+        };
         let case = |view, host| Case {
             started: self.started(view, path, workdir, environ),
             config: &self.config,
@@ -56,6 +64,7 @@ impl Request {
             around: &asked.entered.around,
             host,
             private: asked.planner.private(),
+            gives_gpus: &gives_gpus,
         };
         let uid = nix::unistd::geteuid().as_raw();
         // Without a launcher there is little to decide.
@@ -73,7 +82,8 @@ impl Request {
         let us =
             std::fs::metadata("/proc/self/exe").map(|m| (m.dev(), m.ino(), m.mtime(), m.mtime_nsec())).ok();
         let names = [&[][..], self.command.get(1..).unwrap_or_default()].map(|arguments| {
-            digest(&(us, self.decision_name(&asked, &program, (path, workdir, environ), arguments)))
+            let gpus = (gives_gpus(None), gives_gpus(Some("")));
+            digest(&(us, gpus, self.decision_name(&asked, &program, (path, workdir, environ), arguments)))
         });
         let opened = asked.planner.view().root().and_then(|image| Ok((image, asked.host.root()?)));
         let (image, host) = opened.map_err(in_image(&asked.image.given))?;

@@ -1,6 +1,7 @@
 //! A rank's journey: request → image → job → sandbox (built or joined) → verdict → exec.
 
 mod decide;
+mod devices;
 mod scout;
 mod start;
 
@@ -318,23 +319,33 @@ impl Request {
         let (mut environ, mut changes) =
             environment::make(&self.environ, &environment, &told, &self.config, &workdir);
         let command = self.command.first().map(OsString::as_os_str).unwrap_or_default();
-        let (path, program) = verdict::find_program(planner.view(), command, &workdir, &environ)?;
-        let id = program.id;
-        let host = host_view(&sources)?;
-        let asked = Asked { image, entered, planner: &planner, sources: &sources, host };
-        let mut decision = self.decide(asked, program, (&path, &workdir, &environ), detail)?;
-        let (offered, needed) = (entered.gpus.as_ref(), decision.cuda.as_deref());
-        let given = gpu::give(offered, &self.config, &environment, planner.view(), needed)?;
-        decision.remarks.extend(given.remarks);
-        if let Some(devices) = given.devices {
-            let (more, notes) = devices.told(planner.view());
+        let offered = entered.gpus.as_ref();
+        let mut found = verdict::find_program(planner.view(), command, &workdir, &environ);
+        let is_missing = found.as_ref().is_err_and(|e| e.code == Code::ProgramNotFound);
+        let tool =
+            offered.filter(|_| is_missing).and_then(|offered| offered.for_tool(command)).transpose()?;
+        if let Some(devices) = tool {
+            let notes;
+            (told, notes) = devices::show(devices, told, &mut planner, &mut sources)?;
             of_devices.extend(notes);
-            told = told.and(more);
             (environ, changes) =
                 environment::make(&self.environ, &environment, &told, &self.config, &workdir);
-            for want in &devices.wants {
-                planner.show(want, &mut sources)?;
-            }
+            found = verdict::find_program(planner.view(), command, &workdir, &environ);
+        }
+        let (path, program) = found?;
+        let id = program.id;
+        let host = host_view(&sources)?;
+        let asked = Asked { image, entered, planner: &planner, sources: &sources, host, told: &environment };
+        let mut decision = self.decide(asked, program, (&path, &workdir, &environ), detail)?;
+        let needed = tool.and(command.to_str()).or(decision.cuda.as_deref());
+        let given = gpu::give(offered, &self.config, &environment, planner.view(), needed)?;
+        decision.remarks.extend(given.remarks);
+        if let Some(devices) = given.devices.filter(|_| tool.is_none()) {
+            let notes;
+            (told, notes) = devices::show(devices, told, &mut planner, &mut sources)?;
+            of_devices.extend(notes);
+            (environ, changes) =
+                environment::make(&self.environ, &environment, &told, &self.config, &workdir);
         }
         let injected = decision.injection.as_ref().map(Injected::of);
         if let Some(injection) = &decision.injection {
@@ -346,8 +357,7 @@ impl Request {
                 changes.push(change);
             }
         }
-        let rank = self.job.as_ref().map(|job| &job.rank);
-        if let Some(change) = gpu::select(&given.gpus, &self.config, &self.environ, rank, &mut environ) {
+        for change in self.own_devices(&given.gpus, &mut environ) {
             changes.retain(|c| c.name != change.name);
             changes.push(change);
         }

@@ -14,7 +14,6 @@ use super::{Inside, Myself, Noted, Ready, Request, program_digest};
 use crate::bridge;
 use crate::environ::Environ;
 use crate::error::{Code, Error, Result, in_image};
-use crate::gpu;
 use crate::image::Image;
 use crate::plan::environment;
 use crate::sandbox::notes;
@@ -76,8 +75,7 @@ impl Request {
         if let Some(injected) = &noted.injected {
             injected.apply(&mut environ);
         }
-        let rank = self.job.as_ref().map(|job| &job.rank);
-        gpu::select(&noted.gpus, &self.config, &self.environ, rank, &mut environ);
+        self.own_devices(&noted.gpus, &mut environ);
         if noted.wiring.is_some() {
             bridge::scrub(&mut environ, &self.config);
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use abi_probe::fabric::Fabric;
 use abi_probe::mpi::{Abi, Mpi};
 use pmi_shim::launcher::VARIABLES;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::Area;
@@ -16,12 +16,15 @@ use super::facts::Facts;
 use super::judge::{self, Around};
 use super::table::Table;
 use super::tool::{INSIDE, Tool};
+use super::topology::Topology;
+use crate::cdi::not_permitted;
 use crate::cli::{Cli, Command, FabricMode, JobOptions, MpiMode, Options, PlanArgs, Run, ValidateArgs};
 use crate::config::Config;
 use crate::environ::Environ;
 use crate::error::Result;
 use crate::gpu::Gpus;
 use crate::host::fabric::{Adapter, adapters, sent_bytes};
+use crate::host::gpu::Driver;
 use crate::inject::WARNING;
 use crate::job::{JobStep, digest};
 use crate::rank::{Request, Scouted};
@@ -62,7 +65,7 @@ pub struct Inside {
     key: String,
     adapters: Vec<Adapter>,
     /// The host's GPUs, if programs may have them.
-    gpus: Vec<String>,
+    driver: Option<Driver>,
 }
 
 impl Inside {
@@ -99,7 +102,7 @@ impl Inside {
                 FabricMode::None => Vec::new(),
                 _ => adapters(),
             },
-            gpus: driver.map(|d| d.gpus.into_iter().map(|gpu| gpu.uuid).collect()).unwrap_or_default(),
+            driver,
         })
     }
 
@@ -125,7 +128,8 @@ impl Inside {
         };
         let report = match (is_lead, &self.job) {
             (true, Some(_)) => {
-                let text = serde_json::to_string(table).unwrap_or_default();
+                let told = Told { table: table.clone(), topology: self.topology() };
+                let text = serde_json::to_string(&told).unwrap_or_default();
                 Some(tool.add(&format!("report.{}", std::process::id()), &text)?)
             }
             // There, and empty: a rank that does not speak for its node.
@@ -155,6 +159,10 @@ impl Inside {
                 e.code.exit()
             }
         })
+    }
+
+    fn topology(&self) -> Topology {
+        Topology::of_host(self.driver.as_ref(), &self.adapters)
     }
 
     /// The probe's command line.
@@ -278,13 +286,15 @@ impl Inside {
         let mut names: Vec<String> = mpi.iter().map(|mpi| mpi.library.display().to_string()).collect();
         names.extend(scouted.bindings.iter().cloned());
         names.extend(LIBRARIES.iter().map(ToString::to_string));
-        if !self.gpus.is_empty() {
+        if self.driver.is_some() {
             names.extend(OF_DRIVER.iter().map(ToString::to_string));
         }
         let links = plan["steps"].as_array().into_iter().flatten().flat_map(|step| step["links"].as_array());
         names.extend(links.flatten().filter_map(|link| link["name"].as_str()).map(String::from));
         let mut seen = std::collections::BTreeSet::new();
-        names.retain(|name| name.contains(".so") && seen.insert(name.clone()));
+        // Open MPI's are opened by plugins only, some of which bring the symbols that they need.
+        let is_alone = |name: &String| !name.contains("libmca_common_");
+        names.retain(|name| name.contains(".so") && is_alone(name) && seen.insert(name.clone()));
         names.truncate(MAX_LIBRARIES);
         let words: Vec<&str> = std::iter::once("load").chain(names.iter().map(String::as_str)).collect();
         judge::load(table, &self.probe(watch, options.clone(), &words, &[])?, &around);
@@ -298,8 +308,13 @@ impl Inside {
         let ucx = judge::ucx(table, &outcome, &around);
         let outcome = self.probe(watch, options.clone(), &["libfabric"], &[])?;
         let libfabric = judge::libfabric(table, &outcome, &around);
-        if !self.gpus.is_empty() {
-            judge::cuda(table, &self.probe(watch, options, &["cuda"], &[])?, &around, &self.gpus);
+        if let Some(driver) = &self.driver {
+            let known: Vec<String> = driver.gpus.iter().map(|gpu| gpu.uuid.clone()).collect();
+            let outcome = self.probe(watch, options.clone(), &["nvml"], &[])?;
+            judge::nvml(table, &outcome, &around, (&known, &driver.version), self.ranks);
+            let open = driver.gpus.iter().filter(|gpu| not_permitted(&gpu.node()).is_none()).count();
+            let outcome = self.probe(watch, options, &["cuda"], &[])?;
+            judge::cuda(table, &outcome, &around, (&known, open));
         }
         Ok(Works { ucx, libfabric })
     }
@@ -325,7 +340,7 @@ impl Inside {
         let limit = if place.is_some() { self.limit * STEPS } else { self.limit };
         let patience = limit.as_secs().to_string();
         let (ranks, rank) = (self.ranks.to_string(), place.and_then(|p| p.local_rank).map(|r| r.to_string()));
-        let gpu = if self.gpus.is_empty() { "-" } else { "0" };
+        let gpu = if self.driver.as_ref().is_none_or(|driver| driver.gpus.is_empty()) { "-" } else { "0" };
         let run = |more: &[(&str, &str)], report: Option<&str>, key: &str| {
             let words = [
                 "job",
@@ -370,7 +385,7 @@ impl Inside {
         let yama = std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").ok();
         let yama = yama.as_deref().map(str::trim);
         if place.is_none_or(|place| place.local_rank.unwrap_or(0) == 0) {
-            judge::ranks(table, &facts, self.ranks as usize, yama);
+            judge::ranks(table, &facts, self.ranks as usize, yama, &self.topology());
         }
         if abi == "-" {
             if let Some(mpi) = mpi {
@@ -406,13 +421,21 @@ impl Inside {
             // With what its ranks have said of each other behind it (the probe's `Record`).
             let (text, record) = fact.text("text").split_once('\x1e').unwrap_or((fact.text("text"), ""));
             // It came through processes of the image: it is as hostile as that.
-            let mut table = serde_json::from_str::<Table>(text).ok()?.shown();
+            let told = serde_json::from_str::<Told>(text).ok()?;
+            let mut table = told.table.shown();
             let facts = Facts::of(&record.replace('\x1e', "\n").replace('\x1d', "\t"));
-            judge::ranks(&mut table, &facts, facts.all("rank").count(), yama);
+            judge::ranks(&mut table, &facts, facts.all("rank").count(), yama, &told.topology);
             Some(table)
         });
         Ok(Some(told.collect()))
     }
+}
+
+/// What a node tells the first.
+#[derive(Serialize, Deserialize)]
+struct Told {
+    table: Table,
+    topology: Topology,
 }
 
 /// Whether the job came to its end, or as good as that.

@@ -11,6 +11,7 @@ mod inside;
 mod judge;
 mod table;
 mod tool;
+mod topology;
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};

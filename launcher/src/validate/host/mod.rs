@@ -1,5 +1,7 @@
 //! What can be said of the host without any program: shared memory, limits, adapters, GPUs, descriptions of devices.
 
+mod gpus;
+
 use std::path::{Path, PathBuf};
 
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
@@ -10,7 +12,6 @@ use super::table::Table;
 use crate::cdi::registry::Registry;
 use crate::cdi::{not_permitted, other_version};
 use crate::config::Config;
-use crate::gpu;
 use crate::host::fabric::{Adapter, Port, adapters, dangling_providers};
 
 const MIB: u64 = 1 << 20;
@@ -25,7 +26,7 @@ pub fn look(table: &mut Table, config: &Config, ranks: u32) {
     let adapters = adapters();
     fabrics(table, &adapters);
     memlock(table, !adapters.is_empty());
-    gpus(table, config);
+    gpus::look(table, config, &adapters);
     descriptions(table, config);
 }
 
@@ -136,20 +137,6 @@ fn fabrics(table: &mut Table, adapters: &[Adapter]) {
                 "install the host's rdma-core anew (Debian: ibverbs-providers)",
             );
         }
-    }
-}
-
-fn gpus(table: &mut Table, config: &Config) {
-    match gpu::state(config) {
-        gpu::State::NotLoaded => {
-            table.skip(Area::Cuda, format!("no driver of NVIDIA's is loaded ({})", crate::host::gpu::VERSION));
-        }
-        gpu::State::NotWanted => table.skip(Area::Cuda, "GPUs are kept away: --gpu=none, or a device by its name"),
-        gpu::State::Broken { error } => table.fail(Area::Cuda, error.what, error.cure),
-        gpu::State::Good { version, gpus, libraries } => table.pass(
-            Area::Cuda,
-            format!("NVIDIA's driver {version}: {gpus} GPUs, {libraries} libraries of this version, devices may be opened"),
-        ),
     }
 }
 

@@ -1,18 +1,19 @@
 //! What ranks share, and what MPI does between them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Around, error_text};
 use crate::validate::Area;
 use crate::validate::child::{End, Outcome};
 use crate::validate::facts::{Fact, Facts};
 use crate::validate::table::Table;
+use crate::validate::topology::{Device, Topology};
 
 /// EPERM.
 const NOT_PERMITTED: i64 = 1;
 
 /// What ranks of one node said of each other.
-pub fn ranks(table: &mut Table, facts: &Facts, expected: usize, yama: Option<&str>) {
+pub fn ranks(table: &mut Table, facts: &Facts, expected: usize, yama: Option<&str>, topology: &Topology) {
     let area = Area::Ranks;
     if let Some(fact) = facts.one("shared") {
         let errno = fact.number("errno").unwrap_or(0);
@@ -83,6 +84,7 @@ pub fn ranks(table: &mut Table, facts: &Facts, expected: usize, yama: Option<&st
     } else if !places.is_empty() {
         table.pass(area, format!("processors of ranks {}", places.join("; ")));
     }
+    affinity(table, &seen, topology);
     for fact in facts.all("ipc") {
         let text =
             format!("rank {} read rank {}'s memory on the GPU (IPC)", fact.text("local"), fact.text("of"));
@@ -97,6 +99,34 @@ pub fn ranks(table: &mut Table, facts: &Facts, expected: usize, yama: Option<&st
             format!("{} answers {}", fact.text("call"), fact.text("error")),
             "ranks exchange GPU memory through the host: each must see all GPUs (no CUDA_VISIBLE_DEVICES by cgroup)",
         );
+    }
+}
+
+/// Which devices are close to which ranks, and who was given another GPU than that.
+fn affinity(table: &mut Table, seen: &[&Fact], topology: &Topology) {
+    let mut groups: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    for fact in seen {
+        let (rank, cpus, visible) = (fact.text("local"), fact.text("cpus"), fact.text("visible"));
+        let names =
+            |devices: &[&Device]| devices.iter().map(|one| one.name.as_str()).collect::<Vec<_>>().join(", ");
+        let close = names(&topology.close_to(cpus));
+        if !close.is_empty() {
+            groups.entry(close).or_default().push(rank);
+        }
+        if let Some((given, closer)) = topology.farther(cpus, visible) {
+            table.warn(
+                Area::Ranks,
+                format!(
+                    "rank {rank} was given {}, and {} is closer to its processors ({cpus})",
+                    given.name,
+                    names(&closer)
+                ),
+                "--gpu-bind closest gives each rank one of the closest, or let the launcher bind ranks otherwise",
+            );
+        }
+    }
+    for (close, ranks) in groups {
+        table.pass(Area::Ranks, format!("close to ranks {}: {close}", ranks.join(", ")));
     }
 }
 
@@ -310,7 +340,7 @@ mod tests {
             )
         };
         let mut table = Table::default();
-        ranks(&mut table, &Facts::of(&(rank(0, 1, 1) + &rank(1, 9, 0))), 2, Some("2"));
+        ranks(&mut table, &Facts::of(&(rank(0, 1, 1) + &rank(1, 9, 0))), 2, Some("2"), &Topology::default());
         let all: Vec<(Status, &str)> = table.lines.iter().map(|l| (l.status, l.evidence.as_str())).collect();
         assert_eq!(all[0], (Status::Fail, "ranks are in different user namespaces: 1, 9"));
         assert_eq!(all[1], (Status::Pass, "2 ranks are in one pid namespace, 2"));
@@ -318,5 +348,27 @@ mod tests {
                     (kernel.yama.ptrace_scope is 2)";
         assert_eq!(all[2], (Status::Fail, read));
         assert_eq!(all[3], (Status::Warn, "several ranks are bound to one processor: 0: 3; 1: 3"));
+    }
+
+    #[test]
+    fn devices_are_close_to_some_ranks() {
+        let topology = Topology::sample(&[("GPU 0", "GPU-a", 0), ("GPU 1", "GPU-b", 1), ("mlx5_0", "", 1)]);
+        let rank = |n: u32, cpus: &str, visible: &str| {
+            format!("rank\tlocal={n}\tuser=1\tpid=2\tof={}\tequal=1\tcpus={cpus}\tvisible={visible}\n", 1 - n)
+        };
+        let lines = |facts: String| {
+            let mut table = Table::default();
+            ranks(&mut table, &Facts::of(&facts), 2, None, &topology);
+            table.lines.into_iter().map(|line| (line.status, line.evidence)).collect::<Vec<_>>()
+        };
+        let all = lines(rank(0, "0-1", "GPU-a") + &rank(1, "4-7", "GPU-a"));
+        let warned = "rank 1 was given GPU 0, and GPU 1 is closer to its processors (4-7)";
+        assert!(all.contains(&(Status::Warn, warned.to_owned())), "{all:?}");
+        for close in ["close to ranks 0: GPU 0", "close to ranks 1: GPU 1, mlx5_0"] {
+            assert!(all.contains(&(Status::Pass, close.to_owned())), "{all:?}");
+        }
+        // Who may use all processors is close to all.
+        let all = lines(rank(0, "0-7", "") + &rank(1, "0-7", "GPU-b"));
+        assert!(!all.iter().any(|(status, text)| *status == Status::Warn || text.contains("GPU")), "{all:?}");
     }
 }

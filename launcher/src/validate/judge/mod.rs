@@ -15,7 +15,7 @@ use super::facts::{Fact, Facts};
 use super::table::Table;
 use crate::host::fabric::Adapter;
 
-pub use self::cuda::cuda;
+pub use self::cuda::{cuda, nvml};
 pub use self::fabric::{libfabric, providers, ucx, verbs};
 pub use self::job::{mpi, ranks};
 pub use self::link::{load, whole};
