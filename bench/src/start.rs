@@ -12,6 +12,8 @@ use std::time::Duration;
 
 /// No launcher around: the sandbox is nobody else's business.
 const ALONE: &str = "hpc-launch, no launcher";
+/// The same without a look at what the host has of GPUs and fabrics: what that look costs where there are none.
+const UNSURVEYED: &str = "hpc-launch, no look at devices";
 /// Builds the sandbox that others would join.
 const FIRST: &str = "hpc-launch, first rank";
 /// Joins the sandbox of a rank that runs already.
@@ -55,6 +57,7 @@ pub fn run(args: &Args) -> Result<Outcome, Error> {
         row(BARE, Ok(setup.bare(&words))),
         row(BARE_AGAIN, Ok(setup.bare(&words))),
         row(ALONE, ours.clone()),
+        row(UNSURVEYED, setup.hpc_launch_with(&["--gpu=none", "--fabric=image"], &words)),
         row(FIRST, ours.clone()),
         row(JOINING, joining(&ours, &step)),
         row(CH_RUN, setup.ch_run(&words)),
@@ -74,9 +77,10 @@ pub fn run(args: &Args) -> Result<Outcome, Error> {
     drop(step);
 
     let title = format!("start of /bin/cat, whole process, {} alternating rounds", args.runs);
-    let group = Group::new(title, "ms", &[BARE, CH_RUN], &measured);
+    let group = Group::new(title, "ms", &[BARE, CH_RUN, UNSURVEYED], &measured);
     let budgets = vec![
         Budget::at_most("first rank against ch-run", 0.65, group.ratio(FIRST, CH_RUN)),
+        Budget::at_most("the look at devices", 1.1, group.ratio(ALONE, UNSURVEYED)),
         Budget::at_most("joining rank against ch-run", 0.5, group.ratio(JOINING, CH_RUN)),
     ];
     let settings =

@@ -217,7 +217,7 @@ fn which_way_was_taken() {
     ];
     let tcp = [("UCX_TLS", "self,tcp"), ("UCX_NET_DEVICES", "lo")];
     let memory = [("UCX_TLS", "self,posix,cma,tcp")];
-    let libfabric = [("OMPI_MCA_pml", "cm"), ("OMPI_MCA_mtl", "ofi"), ("FI_TCP_IFACE", "lo")];
+    let libfabric = [("OMPI_MCA_pml", "cm"), ("OMPI_MCA_mtl", "ofi")];
     let provider = |name| [("OMPI_MCA_mtl_ofi_provider_include", name)];
     let cases = [
         ("UCX", [&ucx[..], &tcp].concat(), "libucp.so.0", "by TCP: "),
@@ -229,11 +229,11 @@ fn which_way_was_taken() {
         ("trixie-openmpi", "--fabric=image", "the image's"),
     ] {
         for (stack, variables, library, way) in &cases {
-            // Trixie's Open MPI does not open its component for libfabric here.
-            if *stack == "libfabric" && image.starts_with("trixie") {
-                continue;
-            }
             let mut run = validate(Who::User, &["--mpi=bridge", fabric], &host::image(image));
+            // Without it libfabric 1 takes an interface that may have no address; 2 (trixie's) does not take this one.
+            if *stack == "libfabric" && image.starts_with("bullseye") {
+                run = run.env("FI_TCP_IFACE", "lo");
+            }
             for (name, value) in variables {
                 run = run.env(name, value);
             }

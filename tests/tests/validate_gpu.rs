@@ -166,6 +166,17 @@ fn what_the_drivers_files_tell() {
     }
     let machine = Gpus::new();
     let run = |change: &str| Run::launch(Who::User, ["validate"]).prelude(machine.but(change)).run();
+    has(&run("cp -a /dev/null /dev/kfd").good(), &["PASS cuda       ROCm: /dev/kfd may be opened"]);
+    let outcome = run("cp -a /dev/null /dev/kfd; chown root:video /dev/kfd; chmod 0660 /dev/kfd");
+    assert_eq!(outcome.code(), Some(1), "{outcome}");
+    has(
+        &outcome,
+        &[
+            "FAIL cuda       ROCm: /dev/kfd may not be used: EACCES",
+            "root:video with mode 0660",
+            "to the group video",
+        ],
+    );
     // What is only for administrators is no hindrance, and one GPU of two is enough.
     let outcome = run("chmod 0600 /dev/nvidia0").good();
     has(

@@ -94,7 +94,15 @@ pub fn run(args: ValidateArgs, environ: Environ, job: Option<JobStep>) -> Result
         Some(image) => {
             let watch = Watch::begin()?;
             let inside = Inside::new(args, image, &config, (environ, job.clone()), ranks)?;
-            inside.validate(&watch, &mut table, is_lead)?
+            let told = inside.validate(&watch, &mut table, is_lead);
+            // A launcher ends the job where MPI gives up in one of its ranks: what was seen so far tells why.
+            if let (Err(e), true) = (&told, is_lead && job.is_some()) {
+                table.fail(Area::Mpi, format!("the job was ended: {}", e.what), "see what its ranks said");
+                table.require(&required);
+                let report = Report::new(std::slice::from_ref(&table));
+                crate::print(&if json { crate::to_json(&report)? } else { report.text() })?;
+            }
+            told?
         }
     };
     let is_silent = if told.is_some() { !is_first } else { !is_lead };

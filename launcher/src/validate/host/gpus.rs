@@ -13,11 +13,21 @@ use crate::validate::Area;
 use crate::validate::table::Table;
 
 const AREA: Area = Area::Cuda;
+/// ROCm's; its libraries are the image's own.
+const KFD: &str = "/dev/kfd";
 /// GDRCopy's.
 const GDRDRV: &str = "/dev/gdrdrv";
 
 /// Adds the lines.
 pub fn look(table: &mut Table, config: &Config, adapters: &[Adapter]) {
+    let rocm = Path::new(KFD);
+    match not_permitted(rocm).filter(|_| rocm.exists()) {
+        Some((why, cure)) => table.fail(AREA, format!("ROCm: {why}"), cure),
+        None if rocm.exists() => {
+            table.pass(AREA, format!("ROCm: {KFD} may be opened, libraries are the image's own"))
+        }
+        None => {}
+    }
     match gpu::state(config) {
         gpu::State::NotLoaded => {
             let version = crate::host::gpu::VERSION;

@@ -207,6 +207,12 @@ pub fn cuda(table: &mut Table, outcome: &Outcome, around: &Around, (known, open)
         if !peers.is_empty() {
             done.push(format!("reaches the memory of {}", peers.join(", ")));
         }
+        let ways = [("direct", "GPUDirect RDMA"), ("dmabuf", "dma-buf")];
+        let ways: Vec<&str> =
+            ways.iter().filter(|(name, _)| fact.is_set(name)).map(|(_, way)| *way).collect();
+        if around.adapters.iter().any(|one| one.class == "infiniband") && !ways.is_empty() {
+            done.push(format!("adapters may reach its memory ({})", ways.join(", ")));
+        }
         if !known.is_empty() && !known.iter().any(|k| k == uuid) {
             status = Status::Fail;
             done.push(format!("the kernel's driver knows no such GPU (it knows {})", known.join(", ")));
