@@ -136,7 +136,7 @@ const STACKS: &[(&str, &[&str])] = &[
 ];
 
 /// The fabric stack to which a library belongs.
-pub(crate) fn stack(name: &str) -> Option<&'static str> {
+pub fn stack(name: &str) -> Option<&'static str> {
     let (stem, _) = stem(name);
     STACKS.iter().find(|(_, names)| names.contains(&stem)).map(|(stack, _)| *stack)
 }

@@ -3,11 +3,14 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use abi_probe::elf::Arch;
 use abi_probe::fabric::{self, Copy};
+use abi_probe::install;
 use abi_probe::mpi::{Detail, Mpi};
-use abi_probe::prober::Prober;
+use abi_probe::parts;
+use abi_probe::prober::{Probed, Prober};
 use abi_probe::rootfs::View;
 use serde::Serialize;
 
@@ -51,12 +54,35 @@ struct FoundStack {
     stack: &'static str,
     #[serde(flatten)]
     copy: Copy,
+    /// Files that it opens: UCX's modules, libfabric's and verbs' providers.
+    plugins: Vec<PathBuf>,
 }
 
 #[derive(Debug, Serialize)]
 struct FoundHelper {
     path: PathBuf,
     what: &'static str,
+}
+
+/// What a stack's own libraries open; what cannot be looked at opens nothing.
+fn plugins(
+    host: &Prober,
+    stack: &str,
+    heads: &BTreeMap<String, Rc<Probed>>,
+    library_path: Option<&str>,
+) -> Vec<PathBuf> {
+    let found = install::look_at_fabric(host, heads, stack.to_owned(), library_path).ok().flatten();
+    let directories = found.into_iter().flat_map(|found| found.directories);
+    let own = directories.filter(|directory| parts::stack(&directory.of) == Some(stack));
+    own.flat_map(|directory| directory.plugins).collect()
+}
+
+/// `libuct_ib.so.0`, `libmlx5-rdmav34.so`, `libefa-fi.so`: the part that people know.
+fn short(plugin: &Path) -> String {
+    let file = plugin.file_name().unwrap_or_default().to_string_lossy();
+    let stem = file.split(".so").next().unwrap_or_default();
+    let stem = ["libuct_", "lib"].iter().find_map(|prefix| stem.strip_prefix(prefix)).unwrap_or(stem);
+    stem.split("-rdmav").next().unwrap_or(stem).trim_end_matches("-fi").to_owned()
 }
 
 impl Survey {
@@ -80,7 +106,8 @@ impl Survey {
             let Some(file) = path.and_then(|path| host.file(&path, Arch::NATIVE)) else { continue };
             let heads = BTreeMap::from([(stack.soname.to_owned(), file)]);
             if let Some(copy) = fabric::copy(&host, stack, &heads).map_err(failed)? {
-                fabric_libraries.push(FoundStack { stack: stack.name, copy });
+                let plugins = plugins(&host, stack.name, &heads, library_path.as_deref());
+                fabric_libraries.push(FoundStack { stack: stack.name, copy, plugins });
             }
         }
         let helpers = HELPERS.iter().filter(|(path, _)| Path::new(path).exists());
@@ -121,8 +148,10 @@ impl Survey {
             let all: Vec<String> = [node].into_iter().chain(ports).chain(numa).collect();
             line("fabric", format!("{name} (/sys/class/{class}): {}", all.join(", ")));
         }
-        for FoundStack { stack, copy } in &self.fabric_libraries {
-            line("", copy.describe(stack));
+        for FoundStack { stack, copy, plugins } in &self.fabric_libraries {
+            let names: Vec<String> = plugins.iter().map(|path| short(path)).collect();
+            let opens = if names.is_empty() { String::new() } else { format!(", with {}", names.join(" ")) };
+            line("", copy.describe(stack) + &opens);
         }
         match &self.nvidia {
             None => line("GPUs", format!("none: no driver of NVIDIA's is loaded ({})", gpu::VERSION)),

@@ -413,7 +413,8 @@ fn the_survey_says_what_is_there_and_where_it_knows_it_from() {
             &format!("NVIDIA's driver {VERSION}") as &str,
             &format!("GPU 0          NVIDIA T0, {}", uuid(0)),
             "Open MPI 4.1.4",
-            "UCX 1.13.1",
+            "UCX 1.13.1 (/usr/lib/x86_64-linux-gnu/libucp.so.0.0.0), with cma ib rdmacm",
+            "mana mlx4 mlx5",
             "libfabric 1.17.0",
         ] {
             assert!(text.contains(part), "{part}\n{text}");
