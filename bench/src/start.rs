@@ -8,6 +8,7 @@ use crate::run::{CommandLine, Runner};
 use crate::step::{FreshSteps, Step, joining};
 use crate::{Common, Outcome};
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::time::Duration;
 
 /// No launcher around: the sandbox is nobody else's business.
@@ -36,6 +37,13 @@ impl Args {
     }
 }
 
+/// By variables: a command line with options is read in another way.
+fn unsurveyed() -> impl Iterator<Item = (OsString, OsString)> {
+    [("HPC_LAUNCH_GPU", "none"), ("HPC_LAUNCH_FABRIC", "image")]
+        .into_iter()
+        .map(|(name, value)| (name.into(), value.into()))
+}
+
 /// Measures, and compares.
 pub fn run(args: &Args) -> Result<Outcome, Error> {
     let setup = Setup::new(&args.common.image, args.common.launcher_bin.as_deref())?;
@@ -57,7 +65,7 @@ pub fn run(args: &Args) -> Result<Outcome, Error> {
         row(BARE, Ok(setup.bare(&words))),
         row(BARE_AGAIN, Ok(setup.bare(&words))),
         row(ALONE, ours.clone()),
-        row(UNSURVEYED, setup.hpc_launch_with(&["--gpu=none", "--fabric=image"], &words)),
+        row(UNSURVEYED, ours.clone().map(|line| line.with_env(unsurveyed()))),
         row(FIRST, ours.clone()),
         row(JOINING, joining(&ours, &step)),
         row(CH_RUN, setup.ch_run(&words)),
