@@ -149,7 +149,9 @@ impl Survey {
             line("fabric", format!("{name} (/sys/class/{class}): {}", all.join(", ")));
         }
         for FoundStack { stack, copy, plugins } in &self.fabric_libraries {
-            let names: Vec<String> = plugins.iter().map(|path| short(path)).collect();
+            let mut names: Vec<String> = plugins.iter().map(|path| short(path)).collect();
+            // Of UCX's tool for measurements.
+            names.retain(|name| !name.contains("perftest"));
             let opens = if names.is_empty() { String::new() } else { format!(", with {}", names.join(" ")) };
             line("", copy.describe(stack) + &opens);
         }

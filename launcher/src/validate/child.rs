@@ -59,10 +59,14 @@ impl Outcome {
 
     /// The last lines of what it said aloud, in one.
     pub fn said(&self) -> String {
-        let lines: Vec<&str> = self.err.lines().filter(|line| !line.trim().is_empty()).collect();
-        let last = &lines[lines.len().saturating_sub(3)..];
-        last.join("; ").chars().take(600).collect()
+        last_words(&self.err)
     }
+}
+
+fn last_words(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    let last = &lines[lines.len().saturating_sub(3)..];
+    last.join("; ").chars().take(600).collect()
 }
 
 /// Watches for signals that end this process, so that what it has made is removed first.
@@ -143,7 +147,7 @@ impl Watch {
     }
 
     /// What is there to be read, or a moment.
-    fn read(&self, pid: Pid, streams: &mut [(Option<std::fs::File>, Vec<u8>)]) -> Result<()> {
+    fn read(&self, pid: Pid, streams: &mut [(Option<std::fs::File>, Vec<u8>); 2]) -> Result<()> {
         let mut watched = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
         for (stream, _) in streams.iter() {
             watched.extend(stream.iter().map(|stream| PollFd::new(stream.as_fd(), PollFlags::POLLIN)));
@@ -159,7 +163,10 @@ impl Watch {
         {
             let _ = killpg(pid, Signal::SIGKILL);
             let _ = waitpid(pid, None);
-            let what = format!("ended by signal {}", signal.ssi_signo);
+            let [_, (_, err)] = streams;
+            let said = last_words(&String::from_utf8_lossy(err));
+            let said = if said.is_empty() { said } else { format!(", when it had said: {said}") };
+            let what = format!("ended by signal {}{said}", signal.ssi_signo);
             return Err(Error::new(Code::Interrupted, what, ""));
         }
         let mut next = ready[1..].iter();
