@@ -39,5 +39,5 @@ pub fn evidence(side: &Prober, installation: &Installation) -> Result<Option<Str
     let needed = own.flat_map(|file| file.object.needed.iter().map(move |needed| (file, needed)));
     let found =
         needed.into_iter().find(|(_, needed)| LIBRARIES.iter().any(|prefix| needed.starts_with(prefix)));
-    Ok(found.map(|(file, needed)| format!("{} needs {needed}", name(&file.path))))
+    Ok(found.map(|(file, needed)| format!("{} needs {}", name(&file.path), needed.escape_debug())))
 }

@@ -148,7 +148,9 @@ impl Obstacle {
             ),
             Obstacle::Plugin { plugin, why } => format!("the host's plugin {plugin} would not load: {why}"),
             Obstacle::Gpus { image, host } => {
-                format!("the image's {image} sends GPUs' memory, and nothing shows that {host} does")
+                format!(
+                    "the image's {image} sends GPUs' memory, and nothing shows that {host} does: a program that hands such memory to MPI crashes"
+                )
             }
             Obstacle::NoPart { name, what, needed_by, host, is_latent } => {
                 let fit = if *is_latent { "goes with it only in part" } else { "does not go with it" };
@@ -182,8 +184,8 @@ impl Obstacle {
                 "--mpi=host runs it all the same; it fails if that symbol is called"
             }
             Obstacle::Gpus { .. } => {
-                "--mpi=host runs it all the same, and a program that hands GPUs' memory to MPI crashes; install an MPI \
-                 that is built for GPUs on the host, or keep the image's: --mpi=bridge"
+                "install an MPI that is built for GPUs on the host, or keep the image's: --mpi=bridge; --mpi=host runs it all \
+                 the same"
             }
             Obstacle::Plugin { .. } => {
                 "install the plugin's libraries on the host, or choose another MPI with --host-mpi"

@@ -9,8 +9,8 @@ use pmi_shim::downlink::Downlink;
 use pmi_shim::launcher::ASSUMED;
 
 use crate::cdi::generate::What;
-use crate::gpu::{GpuBind, Gpus};
-use crate::nic::NicBind;
+use crate::gpu::Gpus;
+use crate::host::place::Bind;
 use crate::standalone::topology::BindTo;
 use crate::validate::Area;
 
@@ -313,11 +313,11 @@ pub struct Options {
     pub gpu: Option<Gpus>,
     /// Which GPU each rank is told to use, unless the batch system has said so [default: none]
     #[arg(long, value_enum, value_name = "HOW")]
-    pub gpu_bind: Option<GpuBind>,
+    pub gpu_bind: Option<Bind>,
     /// Which fabric adapter each rank is told to use, unless its variable is set (UCX_NET_DEVICES and the like)
     /// [default: none]
     #[arg(long, value_enum, value_name = "HOW")]
-    pub nic_bind: Option<NicBind>,
+    pub nic_bind: Option<Bind>,
     /// By which way a bridged program finds its PMI server
     #[arg(long, value_enum, value_name = "WAY")]
     pub pmi: Option<PmiWay>,

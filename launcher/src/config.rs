@@ -15,9 +15,9 @@ use crate::cdi;
 use crate::cli::{FabricMode, MpiMode, Options, PmiWay};
 use crate::environ::Environ;
 use crate::error::{Code, Error, Result};
-use crate::gpu::{GpuBind, Gpus};
+use crate::gpu::Gpus;
 use crate::host::mpi::Named;
-use crate::nic::NicBind;
+use crate::host::place::Bind;
 
 /// The site's file.
 pub const SITE_FILE: &str = "/etc/hpc-launch/config.toml";
@@ -96,9 +96,9 @@ pub struct Config {
     /// Whether programs get GPUs.
     pub gpu: Sourced<Gpus>,
     /// Which GPU each rank is told to use.
-    pub gpu_bind: Sourced<GpuBind>,
+    pub gpu_bind: Sourced<Bind>,
     /// Which adapter each rank is told to use.
-    pub nic_bind: Sourced<NicBind>,
+    pub nic_bind: Sourced<Bind>,
     /// By which way a bridged program finds its PMI server.
     pub pmi: Sourced<PmiWay>,
     /// Which of the host's MPIs: a name of `host_mpis`, or a path.
@@ -134,8 +134,8 @@ struct FileLayer {
     mpi: Option<MpiMode>,
     fabric: Option<FabricMode>,
     gpu: Option<Gpus>,
-    gpu_bind: Option<GpuBind>,
-    nic_bind: Option<NicBind>,
+    gpu_bind: Option<Bind>,
+    nic_bind: Option<Bind>,
     pmi: Option<PmiWay>,
     host_mpi: Option<String>,
     mpi_library: Option<PathBuf>,
@@ -194,8 +194,8 @@ impl Config {
             mpi: Sourced::built_in(MpiMode::Auto),
             fabric: Sourced::built_in(FabricMode::Auto),
             gpu: Sourced::built_in(Gpus::Auto),
-            gpu_bind: Sourced::built_in(GpuBind::None),
-            nic_bind: Sourced::built_in(NicBind::None),
+            gpu_bind: Sourced::built_in(Bind::None),
+            nic_bind: Sourced::built_in(Bind::None),
             pmi: Sourced::built_in(PmiWay::Auto),
             host_mpi: Sourced::built_in(None),
             mpi_library: Sourced::built_in(None),

@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 
 use abi_probe::linkmap::LinkMap;
 use abi_probe::rootfs::View;
-use clap::ValueEnum;
 use pmi_shim::launcher::Rank;
 use serde::{Deserialize, Serialize};
 
@@ -17,8 +16,7 @@ use crate::config::{Config, Sourced};
 use crate::environ::Environ;
 use crate::error::{Code, Error, Result};
 use crate::host::gpu::{Driver, Gpu};
-use crate::host::place::{Distances, Place, nodes};
-use crate::host::processors;
+use crate::host::place::{Bind, Distances, Place, next_of, nodes};
 use crate::image::environment::ImageEnvironment;
 use crate::inject::WARNING;
 use crate::plan::Change;
@@ -97,18 +95,6 @@ impl Gpus {
     }
 }
 
-/// Which GPU is whose.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum GpuBind {
-    /// Each rank's is one of those that are closest to its processors
-    Closest,
-    /// One after the other
-    RoundRobin,
-    /// Every rank sees all
-    None,
-}
-
 /// The driver, and what showing it needs: found before a user namespace is entered, in which nobody could tell whose
 /// files are.
 pub struct Offered {
@@ -165,6 +151,13 @@ pub fn offered(config: &Config) -> Option<Offered> {
         return None;
     }
     let driver = crate::host::gpu::nvidia()?;
+    let (gpus, closed) = opened(&driver);
+    let devices = usable(&driver, &gpus, &closed, &config.gpu);
+    Some(Offered { driver, gpus, closed, devices })
+}
+
+/// GPUs that this user and job may open; of each of the others, why not, and what to do.
+pub fn opened(driver: &Driver) -> (Vec<Gpu>, Vec<(String, String)>) {
     let (mut gpus, mut closed) = (Vec::new(), Vec::new());
     for gpu in &driver.gpus {
         match not_permitted(&gpu.node()) {
@@ -172,8 +165,7 @@ pub fn offered(config: &Config) -> Option<Offered> {
             Some(why) => closed.push(why),
         }
     }
-    let devices = usable(&driver, &gpus, &closed, &config.gpu);
-    Some(Offered { driver, gpus, closed, devices })
+    (gpus, closed)
 }
 
 /// Whoever asks for devices by name knows better.
@@ -395,10 +387,10 @@ pub fn select(
     let bind = &config.gpu_bind;
     let local = rank.and_then(|rank| rank.local_rank);
     let one = match (bind.value, local) {
-        (GpuBind::None, _) | (_, None) => None,
-        (GpuBind::RoundRobin, Some(local)) => gpus.get(local as usize % gpus.len()),
-        (GpuBind::Closest, Some(local)) => {
-            let from = Distances::of_processors(&nodes(Path::new("/sys")), &processors());
+        (Bind::None, _) | (_, None) => None,
+        (Bind::RoundRobin, Some(local)) => next_of(&gpus.iter().collect::<Vec<_>>(), local),
+        (Bind::Closest, Some(local)) => {
+            let from = Distances::from_here(&nodes(Path::new("/sys")));
             from.closest(gpus, |gpu| &gpu.place, local)
         }
     };

@@ -210,6 +210,7 @@ impl Case<'_> {
                 return Ok(tried);
             }
         };
+        let image = self.sends_gpus_memory(prober, looked)?;
         let host = Prober::new(self.host);
         let mut others = Vec::new();
         for candidate in candidates(&host, self.config, self.outside, self.around)? {
@@ -224,7 +225,7 @@ impl Case<'_> {
                 others.push((candidate, ", which is, but cannot talk to the launcher either"));
                 continue;
             }
-            self.prove(prober, &host, &candidate, looked, &mut tried)?;
+            self.prove(&host, &candidate, looked, image.as_ref(), &mut tried)?;
             if tried.injection.is_some() {
                 return Ok(tried);
             }
@@ -249,14 +250,8 @@ impl Case<'_> {
         Ok(tried)
     }
 
-    /// For a program that gets GPUs: the image's MPI sends their memory, and the host's does not.
-    fn without_gpus(
-        &self,
-        prober: &Prober,
-        looked: &Looked,
-        host: &Prober,
-        installation: &Installation,
-    ) -> Result<Option<Obstacle>> {
+    /// For a program that gets GPUs: the image's MPI, if it sends their memory, with what shows it.
+    fn sends_gpus_memory(&self, prober: &Prober, looked: &Looked) -> Result<Option<String>> {
         let needed = gpu::needed_by_program(&looked.map);
         let Some(mpi) = looked.mpi.as_ref().filter(|_| (self.gives_gpus)(needed.as_deref())) else {
             return Ok(None);
@@ -265,20 +260,16 @@ impl Case<'_> {
         let library_path = self.started.environ.get("LD_LIBRARY_PATH");
         let own = install::look(prober, &mpi.library, library_path.as_deref()).map_err(&failed)?;
         let shown = own.map(|own| gpus::evidence(prober, &own)).transpose().map_err(&failed)?.flatten();
-        let Some(shown) = shown else { return Ok(None) };
-        if gpus::evidence(host, installation).map_err(&failed)?.is_some() {
-            return Ok(None);
-        }
-        let image = format!("{} ({shown})", mpi.describe());
-        Ok(Some(Obstacle::Gpus { image, host: format!("the host's {}", installation.name) }))
+        Ok(shown.map(|shown| format!("{} ({shown})", mpi.describe())))
     }
 
+    /// `image`: its MPI, which sends GPUs' memory.
     fn prove(
         &self,
-        prober: &Prober,
         host: &Prober,
         candidate: &Candidate,
         looked: &Looked,
+        image: Option<&String>,
         tried: &mut Tried,
     ) -> Result<()> {
         let failed = verdict::unreadable(&candidate.library);
@@ -290,15 +281,16 @@ impl Case<'_> {
         let Some(mut outcome) = self.lay_under(looked, &looked.opens, host, &installation)? else {
             return Ok(());
         };
-        outcome.obstacles.extend(self.without_gpus(prober, looked, host, &installation)?);
+        if let Some(image) = image
+            && gpus::evidence(host, &installation).map_err(&failed)?.is_none()
+        {
+            let host = format!("the host's {}", installation.name);
+            outcome.obstacles.push(Obstacle::Gpus { image: image.clone(), host });
+        }
         let mode = self.config.mpi.value;
         let forced = mode == MpiMode::Host && outcome.obstacles.iter().all(Obstacle::is_latent);
         if outcome.obstacles.is_empty() || forced {
             let overridden = outcome.obstacles.iter().map(Obstacle::what).collect();
-            let aloud = outcome.obstacles.iter().filter(|obstacle| matches!(obstacle, Obstacle::Gpus { .. }));
-            outcome.injection.remarks.extend(aloud.map(|obstacle| {
-                format!("{WARNING}{}: a program that hands such memory to MPI crashes", obstacle.what())
-            }));
             tried.injection = Some((mpi, outcome.injection, outcome.map, overridden));
             return Ok(());
         }

@@ -3,37 +3,22 @@
 
 use std::path::Path;
 
-use clap::ValueEnum;
 use pmi_shim::launcher::Rank;
-use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
 use crate::environ::Environ;
 use crate::host::fabric::Adapter;
 use crate::host::gpu::Gpu;
-use crate::host::place::{Distances, nearest, next_of, nodes};
-use crate::host::processors;
+use crate::host::place::{Bind, Distances, nearest, next_of, nodes};
 use crate::plan::Change;
 
 /// By which UCX knows its devices: `mlx5_0:1`.
 const UCX: &str = "UCX_NET_DEVICES";
 
-/// Which adapter is whose.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum NicBind {
-    /// Each rank's is one of those that are closest to its GPU, or else to its processors
-    Closest,
-    /// One after the other
-    RoundRobin,
-    /// Libraries choose
-    None,
-}
-
 /// Adapters that have something to send by, if anybody asks for them.
 pub fn offered(config: &Config) -> Vec<Adapter> {
     match config.nic_bind.value {
-        NicBind::None => Vec::new(),
+        Bind::None => Vec::new(),
         _ => crate::host::fabric::adapters().into_iter().filter(is_usable).collect(),
     }
 }
@@ -70,9 +55,9 @@ pub fn select(
     let Some(local) = rank.and_then(|rank| rank.local_rank) else { return Vec::new() };
     let bind = &config.nic_bind;
     let (one, close) = match bind.value {
-        NicBind::None => return Vec::new(),
-        NicBind::RoundRobin => (next_of(&adapters.iter().collect::<Vec<_>>(), local), ""),
-        NicBind::Closest => {
+        Bind::None => return Vec::new(),
+        Bind::RoundRobin => (next_of(&adapters.iter().collect::<Vec<_>>(), local), ""),
+        Bind::Closest => {
             let nodes = nodes(Path::new("/sys"));
             match gpu {
                 Some(gpu) => {
@@ -84,7 +69,7 @@ pub fn select(
                     (next_of(&near, local), ", close to its GPU")
                 }
                 None => {
-                    let from = Distances::of_processors(&nodes, &processors());
+                    let from = Distances::from_here(&nodes);
                     (from.closest(adapters, |one| &one.place, local), ", close to its processors")
                 }
             }

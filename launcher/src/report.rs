@@ -58,6 +58,9 @@ pub fn text(plan: &Plan) -> String {
     }
     line(format!("directory  {}", plan.workdir.display()));
     line(format!("exec       {} {}", plan.program.display(), plan.arguments.join(" ")).trim_end().to_owned());
+    if let MpiVerdict::Inject { overridden, .. } = &plan.mpi {
+        overridden.iter().for_each(|what| line(format!("note       --mpi=host overrides: {what}")));
+    }
     for note in &plan.notes {
         line(format!("note       {note}"));
     }

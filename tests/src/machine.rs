@@ -15,8 +15,11 @@ use crate::run::{Outcome, Run};
 pub const VERSION: &str = "550.54.14";
 
 /// libcuda and libnvidia-ml.
-const STUBS: [(&str, &str); 2] =
-    [("cuda.c", include_str!("../stubs/cuda.c")), ("nvidia-ml.c", include_str!("../stubs/nvml.c"))];
+const STUBS: [(&str, &str); 3] = [
+    ("gpus.h", include_str!("../stubs/gpus.h")),
+    ("cuda.c", include_str!("../stubs/cuda.c")),
+    ("nvidia-ml.c", include_str!("../stubs/nvml.c")),
+];
 
 /// A /dev of its own in $M/dev, with what programs need.
 const DEV: &str = "mkdir -p $M/dev && mount -t tmpfs none $M/dev \

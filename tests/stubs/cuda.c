@@ -1,17 +1,17 @@
 /* A libcuda without any GPU: its memory is the process's own, its kernel is the one that hpc-launch's probe brings.
  * It knows the GPUs of /proc/driver/nvidia, in that order. STUB_CUDA says what is wrong with it. */
 #define _GNU_SOURCE
-#include <dirent.h>
 #include <stdint.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum { MAX_GPUS = 8, MEMORIES = 16 };
+#include "gpus.h"
 
-static char uuids[MAX_GPUS][64], models[MAX_GPUS][64];
+enum { MEMORIES = 16 };
+
+static struct gpu gpus[MAX_GPUS];
 static int count;
 /* Memory of other processes: where it is there. Their addresses here are small numbers. */
 static struct { int pid; uint64_t address; } others[MEMORIES];
@@ -24,8 +24,6 @@ static const char *wrong(void) {
 
 static int is(const char *what) { return !strcmp(wrong(), what); }
 
-static int of_gpu(const struct dirent *entry) { return entry->d_name[0] != '.'; }
-
 int cuInit(unsigned flags) {
     (void)flags;
     if (is("crash"))
@@ -36,32 +34,19 @@ int cuInit(unsigned flags) {
         return 803;
     if (is("no-device"))
         return 100;
-    struct dirent **names;
-    int n = scandir("/proc/driver/nvidia/gpus", &names, of_gpu, alphasort);
-    for (count = 0; count < n && count < MAX_GPUS; count++) {
-        char path[512], line[256];
-        snprintf(path, sizeof path, "/proc/driver/nvidia/gpus/%s/information", names[count]->d_name);
-        FILE *file = fopen(path, "r");
-        if (!file)
-            return 999;
-        while (fgets(line, sizeof line, file)) {
-            sscanf(line, "GPU UUID: %60s", uuids[count]);
-            sscanf(line, "Model: %60[^\n]", models[count]);
-        }
-        fclose(file);
-        if (is("other-gpu"))
-            uuids[count][5] ^= 1;
-    }
-    return n < 0 ? 100 : 0;
+    count = read_gpus(gpus);
+    if (is("other-gpu"))
+        gpus[0].uuid[5] ^= 1, gpus[1].uuid[5] ^= 1;
+    return count == -2 ? 999 : count < 0 ? 100 : 0;
 }
 
 int cuDriverGetVersion(int *version) { return *version = 12040, 0; }
 int cuDeviceGetCount(int *n) { return *n = is("one-gpu") ? 1 : count, 0; }
 int cuDeviceGet(int *device, int n) { return *device = n, 0; }
-int cuDeviceGetName(char *name, int length, int device) { return snprintf(name, length, "%s", models[device]), 0; }
+int cuDeviceGetName(char *name, int length, int device) { return snprintf(name, length, "%s", gpus[device].model), 0; }
 
 int cuDeviceGetUuid(unsigned char *uuid, int device) {
-    const char *text = uuids[device] + 4;
+    const char *text = gpus[device].uuid + 4;
     for (int i = 0; i < 16; i++, text += 2) {
         if (*text == '-')
             text++;
@@ -76,7 +61,7 @@ int cuDeviceGetAttribute(int *value, int which, int device) {
     return *value = which == 75 ? 9 : which == 116 || which == 124, 0;
 }
 
-int cuDevicePrimaryCtxRetain(void **context, int device) { return *context = &uuids[device], 0; }
+int cuDevicePrimaryCtxRetain(void **context, int device) { return *context = &gpus[device].uuid, 0; }
 int cuCtxSetCurrent(void *context) { return !context; }
 int cuMemAlloc_v2(uint64_t *address, size_t length) { return *address = (uint64_t)malloc(length), 0; }
 int cuMemcpyHtoD_v2(uint64_t to, const void *from, size_t length) { return memcpy((void *)to, from, length), 0; }

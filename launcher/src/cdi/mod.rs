@@ -251,34 +251,31 @@ impl Told {
             environ.set(name, value);
             changes.push(Change { name: name.clone(), value: Some(value.clone()), why: why.clone() });
         }
-        if self.programs {
-            let known = environ.get("PATH").filter(|path| !path.is_empty());
-            let last = format!("{LIBRARIES}/{}", nvidia::TOOLS);
-            let list: Vec<String> = [known, Some(last)].into_iter().flatten().collect();
-            let list = list.join(":");
-            environ.set("PATH", &list);
-            changes.push(Change {
-                name: "PATH".to_owned(),
-                value: Some(list),
-                why: "programs of devices".to_owned(),
-            });
-        }
-        let known = environ.get("LD_LIBRARY_PATH").filter(|path| !path.is_empty());
+        let programs = self.programs.then(|| format!("{LIBRARIES}/{}", nvidia::TOOLS));
+        changes.extend(around(environ, "PATH", (None, programs), "programs of devices"));
         let first = self.first.as_ref().map(|(directory, _)| directory.display().to_string());
         let last = self.libraries.then(|| LIBRARIES.to_owned());
-        if first.is_some() || last.is_some() {
-            let list: Vec<String> = [first, known, last].into_iter().flatten().collect();
-            let list = list.join(":");
-            let why = self.first.as_ref().map_or("libraries of devices", |(_, why)| why);
-            environ.set("LD_LIBRARY_PATH", &list);
-            changes.push(Change {
-                name: "LD_LIBRARY_PATH".to_owned(),
-                value: Some(list),
-                why: why.to_owned(),
-            });
-        }
+        let why = self.first.as_ref().map_or("libraries of devices", |(_, why)| why);
+        changes.extend(around(environ, "LD_LIBRARY_PATH", (first, last), why));
         changes
     }
+}
+
+/// Puts directories before and behind those of a variable, if there are any to be put.
+fn around(
+    environ: &mut Environ,
+    name: &str,
+    (first, last): (Option<String>, Option<String>),
+    why: &str,
+) -> Option<Change> {
+    if first.is_none() && last.is_none() {
+        return None;
+    }
+    let known = environ.get(name).filter(|path| !path.is_empty());
+    let list: Vec<String> = [first, known, last].into_iter().flatten().collect();
+    let list = list.join(":");
+    environ.set(name, &list);
+    Some(Change { name: name.to_owned(), value: Some(list), why: why.to_owned() })
 }
 
 /// The weight of what a device needs.

@@ -17,14 +17,11 @@ const HOOK: &str = "/usr/bin/nvidia-cdi-hook";
 /// Describes a driver. `at`: where its libraries and programs are shown; none: where they are on the host.
 pub fn describe(driver: &Driver, at: Option<&Path>) -> Spec {
     let text = |path: &Path| path.display().to_string();
-    let inside = |path: &Path| match at {
-        Some(at) => at.join(path.file_name().unwrap_or_default()),
+    let below = |directory: &str, path: &Path| match at {
+        Some(at) => at.join(directory).join(path.file_name().unwrap_or_default()),
         None => path.to_owned(),
     };
-    let tool = |path: &Path| match at {
-        Some(at) => at.join(TOOLS).join(path.file_name().unwrap_or_default()),
-        None => path.to_owned(),
-    };
+    let inside = |path: &Path| below("", path);
     let bind = |source: &Path, target: &Path, read_only: bool| {
         let mut options: Vec<String> = ["nosuid", "nodev", "rbind", "rprivate"].map(String::from).to_vec();
         if read_only {
@@ -60,7 +57,7 @@ pub fn describe(driver: &Driver, at: Option<&Path>) -> Spec {
             .libraries
             .iter()
             .map(|path| bind(path, &inside(path), true))
-            .chain(driver.tools.iter().map(|path| bind(path, &tool(path), true)))
+            .chain(driver.tools.iter().map(|path| bind(path, &below(TOOLS, path), true)))
             .chain(sockets.map(|path| bind(path, path, false)))
             .collect(),
         ..Edits::default()

@@ -28,8 +28,3 @@ pub fn allowed_processors() -> Vec<usize> {
         Err(_) => (0..std::thread::available_parallelism().map_or(1, usize::from)).collect(),
     }
 }
-
-/// The same, as ranges.
-pub fn processors() -> Vec<(usize, usize)> {
-    allowed_processors().into_iter().map(|cpu| (cpu, cpu)).collect()
-}

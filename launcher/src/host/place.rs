@@ -4,12 +4,25 @@
 
 use std::path::{Component, Path};
 
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use super::names;
+use super::{allowed_processors, names};
 
 /// More bridges than there are between a processor and a device.
 const MAX_BRIDGES: usize = 16;
+
+/// Which device of a node each of its ranks is told to use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Bind {
+    /// One of those that are closest: GPUs to its processors, adapters to its GPU or else to its processors
+    Closest,
+    /// One after the other
+    RoundRobin,
+    /// No rank is told
+    None,
+}
 
 /// Where a device is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,6 +95,12 @@ impl Distances {
             own.iter().any(|(a, b)| processors.iter().any(|(first, last)| a <= last && first <= b))
         };
         Distances::of(nodes, has)
+    }
+
+    /// From the processors that this process may use.
+    pub fn from_here(nodes: &[Node]) -> Distances {
+        let each: Vec<(usize, usize)> = allowed_processors().into_iter().map(|cpu| (cpu, cpu)).collect();
+        Distances::of_processors(nodes, &each)
     }
 
     /// From this memory node.

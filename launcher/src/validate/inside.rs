@@ -17,12 +17,11 @@ use super::judge::{self, Around};
 use super::table::Table;
 use super::tool::{INSIDE, Tool};
 use super::topology::Topology;
-use crate::cdi::not_permitted;
 use crate::cli::{Cli, Command, FabricMode, JobOptions, MpiMode, Options, PlanArgs, Run, ValidateArgs};
 use crate::config::Config;
 use crate::environ::Environ;
 use crate::error::Result;
-use crate::gpu::Gpus;
+use crate::gpu::{self, Gpus};
 use crate::host::fabric::{Adapter, adapters, sent_bytes};
 use crate::host::gpu::Driver;
 use crate::inject::WARNING;
@@ -312,9 +311,9 @@ impl Inside {
             let known: Vec<String> = driver.gpus.iter().map(|gpu| gpu.uuid.clone()).collect();
             let outcome = self.probe(watch, options.clone(), &["nvml"], &[])?;
             judge::nvml(table, &outcome, &around, (&known, &driver.version), self.ranks);
-            let open = driver.gpus.iter().filter(|gpu| not_permitted(&gpu.node()).is_none()).count();
+            let (open, _) = gpu::opened(driver);
             let outcome = self.probe(watch, options, &["cuda"], &[])?;
-            judge::cuda(table, &outcome, &around, (&known, open));
+            judge::cuda(table, &outcome, &around, (&known, open.len()));
         }
         Ok(Works { ucx, libfabric })
     }

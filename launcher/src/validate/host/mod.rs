@@ -100,9 +100,10 @@ fn fabrics(table: &mut Table, adapters: &[Adapter]) {
                 None => table.pass(area, format!("{name}: {} may be opened", node.display())),
             },
         }
-        for Port { number, state, physical, layer } in &adapter.ports {
+        for port in &adapter.ports {
+            let Port { number, state, physical, layer } = port;
             let evidence = format!("{name} port {number}: {state}, {physical} ({layer})");
-            if state == "ACTIVE" {
+            if port.is_active() {
                 table.pass(area, evidence);
             } else {
                 let cure = match (physical.as_str(), layer.as_str()) {

@@ -31,7 +31,7 @@ pub struct Around<'a> {
 impl Around<'_> {
     fn active_ports(&self) -> Vec<String> {
         let active = |adapter: &Adapter| {
-            let ports = adapter.ports.iter().filter(|port| port.state == "ACTIVE");
+            let ports = adapter.ports.iter().filter(|port| port.is_active());
             ports.map(|port| format!("{}:{}", adapter.name, port.number)).collect::<Vec<_>>()
         };
         self.adapters.iter().filter(|a| a.class == "infiniband").flat_map(active).collect()
@@ -50,7 +50,7 @@ impl Around<'_> {
         let has = |what: fn(&Adapter) -> bool| self.adapters.iter().any(what);
         if !has(|a| a.node.is_some()) {
             "no adapter has a file by which programs reach it (/dev/infiniband/uverbsN)"
-        } else if !has(|a| a.ports.iter().any(|port| port.state == "ACTIVE")) {
+        } else if !has(|a| a.ports.iter().any(|port| port.is_active())) {
             "no port is active"
         } else {
             "the adapter is there and its port is active: the library's provider for it is missing, or too old for it"
