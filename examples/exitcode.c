@@ -5,7 +5,8 @@
  *   exitcode RANK signal NUMBER   RANK kills itself with the signal
  *
  * After "quit" and "signal" the others wait SECONDS (a fourth argument, 5 if absent) for the launcher
- * to end them, then exit 0: not every launcher does (hydra lets them run on after a plain exit). */
+ * to end them, then exit 0: not every launcher does (hydra lets them run on after a plain exit).
+ * With SECONDS, rank 0 says when all ranks are there: a job that loses one in MPI_Init is another case. */
 #include <mpi.h>
 #include <signal.h>
 #include <stdio.h>
@@ -28,6 +29,10 @@ int main(int argc, char **argv) {
     int seconds = argc > 4 ? atoi(argv[4]) : 5;
 
     MPI_Barrier(MPI_COMM_WORLD);
+    if (argc > 4 && rank == 0) {
+        puts("all ranks are there");
+        fflush(stdout);
+    }
     if (strcmp(argv[2], "exit") == 0) {
         MPI_Finalize();
         return chosen ? number : 0;
