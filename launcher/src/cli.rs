@@ -9,6 +9,7 @@ use pmi_shim::downlink::Downlink;
 use pmi_shim::launcher::ASSUMED;
 
 use crate::cdi::generate::What;
+use crate::config::Size;
 use crate::gpu::Gpus;
 use crate::host::place::Bind;
 use crate::standalone::topology::BindTo;
@@ -37,11 +38,12 @@ pub struct Cli {
     /// How to run.
     #[command(flatten)]
     pub options: Options,
-    /// A directory that holds a root file system, or a SquashFS file
+    /// A directory with a root file system, a SquashFS or SIF file, an archive (tar, docker save, OCI layout), or the name
+    /// of an image in a store
     #[arg(required = true)]
     pub image: Option<PathBuf>,
-    /// The program inside the container, and its arguments
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    /// The program inside the container, and its arguments; without it, what the image says
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
     pub command_line: Vec<OsString>,
 }
 
@@ -76,6 +78,9 @@ pub enum Command {
     /// Devices that their drivers describe for containers (CDI)
     #[command(subcommand)]
     Cdi(Cdi),
+    /// Images: a store of them, and what is made from archives
+    #[command(subcommand)]
+    Image(crate::image::command::Action),
     /// Prove, step by step, that programs of an image reach this host's fabrics and GPUs, and each other; under a
     /// launcher on all nodes of its job. Exit status 1 if something failed
     Validate(ValidateArgs),
@@ -111,7 +116,7 @@ pub struct ValidateArgs {
     /// How programs would be run.
     #[command(flatten)]
     pub options: Options,
-    /// A directory that holds a root file system, or a SquashFS file; without it, only the host is looked at
+    /// The image, as for a run; without it, only the host is looked at
     pub image: Option<PathBuf>,
 }
 
@@ -172,10 +177,10 @@ pub struct Run {
     /// How.
     #[command(flatten)]
     pub options: Options,
-    /// A directory that holds a root file system, or a SquashFS file
+    /// The image, as for a run
     pub image: PathBuf,
-    /// The program inside the container, and its arguments
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    /// The program inside the container, and its arguments; without it, what the image says
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
 }
 
@@ -321,9 +326,20 @@ pub struct Options {
     /// By which way a bridged program finds its PMI server
     #[arg(long, value_enum, value_name = "WAY")]
     pub pmi: Option<PmiWay>,
+    /// A store of images, looked into after the site's, and written to [default: ~/.local/share/hpc-launch/images]
+    #[arg(long, value_name = "DIR", value_parser = absolute)]
+    pub store: Option<PathBuf>,
+    /// What may come out of an archive of an image: 500M, 200G [default: 64G]
+    #[arg(long, value_name = "SIZE", value_parser = Size::parse)]
+    pub max_size: Option<Size>,
     /// Say what is done, and why
     #[arg(long, short)]
     pub verbose: bool,
+}
+
+/// A path from the root.
+pub fn absolute(text: &str) -> Result<PathBuf, String> {
+    std::path::absolute(text).map_err(|e| e.to_string())
 }
 
 #[cfg(test)]

@@ -113,6 +113,12 @@ pub struct Config {
     pub workdir: Sourced<Option<PathBuf>>,
     /// The program that mounts SquashFS for users.
     pub squashfuse: Sourced<Option<PathBuf>>,
+    /// Stores of images: looked into in order, the last is written to.
+    pub store: Vec<Sourced<PathBuf>>,
+    /// So many bytes may come out of an image.
+    pub max_size: Sourced<u64>,
+    /// How long one who makes the same image may stand still, in seconds.
+    pub lock_timeout: Sourced<u64>,
     /// Say what is done.
     pub verbose: Sourced<bool>,
     /// Keys that only the site's file may set, and that file.
@@ -143,6 +149,9 @@ struct FileLayer {
     decisions: Option<PathBuf>,
     workdir: Option<PathBuf>,
     squashfuse: Option<PathBuf>,
+    store: Option<Vec<PathBuf>>,
+    max_size: Option<Size>,
+    lock_timeout: Option<u64>,
     verbose: Option<bool>,
     locked: Option<Vec<String>>,
 }
@@ -168,8 +177,47 @@ const KEYS: &[&str] = &[
     "decisions",
     "workdir",
     "squashfuse",
+    "store",
+    "max_size",
+    "lock_timeout",
     "verbose",
 ];
+
+/// Bytes, as people write them: a number, or text with K, M, G or T behind it (powers of 1024).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size(pub u64);
+
+impl Size {
+    /// Understands the text.
+    pub fn parse(text: &str) -> std::result::Result<Size, String> {
+        let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+        let shift = match &text[digits.len()..] {
+            "" | "B" => Some(0),
+            "K" | "KiB" => Some(10),
+            "M" | "MiB" => Some(20),
+            "G" | "GiB" => Some(30),
+            "T" | "TiB" => Some(40),
+            _ => None,
+        };
+        let number = digits.parse::<u64>().ok().zip(shift).and_then(|(n, shift)| n.checked_mul(1 << shift));
+        number.map(Size).ok_or_else(|| format!("{text:?} is no size such as 500M or 200G"))
+    }
+}
+
+impl<'de> Deserialize<'de> for Size {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> std::result::Result<Size, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Written {
+            Number(u64),
+            Text(String),
+        }
+        match Written::deserialize(from)? {
+            Written::Number(bytes) => Ok(Size(bytes)),
+            Written::Text(text) => Size::parse(&text).map_err(serde::de::Error::custom),
+        }
+    }
+}
 
 impl Config {
     /// The directory in which decisions are kept: on the node, for files are others on each.
@@ -203,6 +251,9 @@ impl Config {
             host_mpis: Vec::new(),
             workdir: Sourced::built_in(None),
             squashfuse: Sourced::built_in(None),
+            store: Vec::new(),
+            max_size: Sourced::built_in(image_store::import::MAX_SIZE),
+            lock_timeout: Sourced::built_in(120),
             verbose: Sourced::built_in(false),
             locked: None,
         }
@@ -232,7 +283,20 @@ impl Config {
         if config.fabric.value == FabricMode::None {
             config.keep_away(environ);
         }
+        config.own_store(environ, &site);
         Ok(config)
+    }
+
+    /// Who names no store of his own has one in his home.
+    fn own_store(&mut self, environ: &Environ, site: &Path) {
+        if self.store.iter().any(|store| store.origin != Origin::File(site.to_owned())) {
+            return;
+        }
+        let data = environ.get_os("XDG_DATA_HOME").map(PathBuf::from).filter(|p| p.is_absolute());
+        let home = || environ.get_os("HOME").map(|home| PathBuf::from(home).join(".local/share"));
+        if let Some(data) = data.or_else(home) {
+            self.store.push(Sourced::built_in(data.join("hpc-launch/images")));
+        }
     }
 
     /// Tells MPIs to do without adapters. Who says otherwise by a variable is believed.
@@ -276,6 +340,16 @@ impl Config {
             self.check_lock("unset_env", false, &origin, is_site)?;
             self.unset_env.push(Sourced { value: pattern, origin: origin("unset_env") });
         }
+        for store in layer.store.unwrap_or_default() {
+            self.check_lock("store", false, &origin, is_site)?;
+            if !store.is_absolute() {
+                return Err(invalid(
+                    &origin("store"),
+                    &format!("store: {} is no absolute path", store.display()),
+                ));
+            }
+            self.store.push(Sourced { value: store, origin: origin("store") });
+        }
         for named in layer.host_mpis.unwrap_or_default() {
             self.check_lock("host_mpis", false, &origin, is_site)?;
             if !named.library.is_absolute() {
@@ -308,6 +382,8 @@ impl Config {
             decisions Some;
             workdir Some;
             squashfuse Some;
+            max_size |v| v.0;
+            lock_timeout |v| v;
             verbose |v| v;
         }
         Ok(())
@@ -395,11 +471,13 @@ fn flag(key: &str) -> &'static str {
         "host_mpi" => "--host-mpi",
         "mpi_library" => "--mpi-library",
         "workdir" => "--workdir",
+        "store" => "--store",
+        "max_size" => "--max-size",
         _ => "--verbose",
     }
 }
 
-/// HPC_LAUNCH_BINDS, _DEVICES, _CDI_DIRECTORIES and _UNSET_ENV are lists separated by commas; there is no variable for
+/// HPC_LAUNCH_BINDS, _DEVICES, _CDI_DIRECTORIES, _STORE and _UNSET_ENV are lists separated by commas; there is no variable for
 /// `env`: a variable that should be set inside can be set outside.
 fn variables(environ: &Environ) -> Result<FileLayer> {
     let list = |key| {
@@ -420,6 +498,11 @@ fn variables(environ: &Environ) -> Result<FileLayer> {
     let gpus = gpus.map(|text| Gpus::parse(&text)).transpose();
     let gpus = gpus.map_err(|why| invalid(&Origin::Variable(variable("gpu")), &why))?;
     let path = |key| environ.get_os(&variable(key)).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let text = |key| environ.get(&variable(key)).filter(|v| !v.is_empty());
+    let wrong = |key: &str, why: String| invalid(&Origin::Variable(variable(key)), &why);
+    let sizes = text("max_size").map(|t| Size::parse(&t).map_err(|why| wrong("max_size", why)));
+    let seconds = text("lock_timeout")
+        .map(|t| t.parse().map_err(|_| wrong("lock_timeout", format!("{t:?} is no number of seconds"))));
     Ok(FileLayer {
         binds: list("binds"),
         devices: list("devices"),
@@ -440,6 +523,9 @@ fn variables(environ: &Environ) -> Result<FileLayer> {
         decisions: path("decisions"),
         workdir: path("workdir"),
         squashfuse: path("squashfuse"),
+        store: list("store").map(|all| all.into_iter().map(PathBuf::from).collect()),
+        max_size: sizes.transpose()?,
+        lock_timeout: seconds.transpose()?,
         ..FileLayer::default()
     })
 }
@@ -498,6 +584,9 @@ fn flags(options: &Options) -> Result<FileLayer> {
         decisions: None,
         workdir: options.workdir.clone(),
         squashfuse: None,
+        store: options.store.clone().map(|store| vec![store]),
+        max_size: options.max_size,
+        lock_timeout: None,
         verbose: options.verbose.then_some(true),
         locked: None,
     })

@@ -56,6 +56,16 @@ catalogue! {
     ImageUnknown "image-unknown" EXIT_REFUSED "The file is not an image of a kind that can be run.";
     ImageDamaged "image-damaged" EXIT_REFUSED "The image is truncated or its headers contradict themselves.";
     ImageLayout "image-layout" EXIT_REFUSED "The image's directory tree cannot carry a sandbox: link loops, or a file where a directory is needed.";
+    ImageName "image-name" EXIT_REFUSED "An image's name, reference or digest cannot be understood, or does not say which image is meant.";
+    ImageHostile "image-hostile" EXIT_REFUSED "An archive asks for what no image may have: a path out of the root, headers or counts without bounds.";
+    ImageTooLarge "image-too-large" EXIT_REFUSED "An image holds more than the limit, which the user can raise.";
+    ImageArchitecture "image-architecture" EXIT_REFUSED "The image is for another machine.";
+    ImageDigest "image-digest" EXIT_REFUSED "What was read of an image is not what its digest says.";
+    ImageUnsupported "image-unsupported" EXIT_REFUSED "The image is encrypted, or has something that no user can mount.";
+    StoreUnusable "store-unusable" EXIT_REFUSED "A store of images is none, or may not be written to.";
+    StoreFull "store-full" EXIT_REFUSED "There is not enough space for an image.";
+    StoreBusy "store-busy" EXIT_REFUSED "Somebody else makes the same image and does not proceed.";
+    ImageIo "image-io" EXIT_REFUSED "Reading or writing an image failed.";
     DirectoryTooWide "directory-too-wide" EXIT_REFUSED "A mount point must be made in a directory of the image with too many entries to lay out anew.";
     SquashfuseMissing "squashfuse-missing" EXIT_REFUSED "Only squashfuse can mount the image here, and it is not installed.";
     FuseClosed "fuse-closed" EXIT_REFUSED "Only FUSE can mount the image here, and /dev/fuse may not be opened.";
@@ -145,6 +155,29 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+impl From<image_store::Error> for Error {
+    fn from(e: image_store::Error) -> Error {
+        use image_store::Kind;
+        let code = match e.kind {
+            Kind::Name => Code::ImageName,
+            Kind::Missing => Code::ImageMissing,
+            Kind::Unreadable => Code::ImageUnreadable,
+            Kind::Unknown => Code::ImageUnknown,
+            Kind::Damaged => Code::ImageDamaged,
+            Kind::Hostile => Code::ImageHostile,
+            Kind::TooLarge => Code::ImageTooLarge,
+            Kind::Architecture => Code::ImageArchitecture,
+            Kind::Digest => Code::ImageDigest,
+            Kind::Unsupported => Code::ImageUnsupported,
+            Kind::Store => Code::StoreUnusable,
+            Kind::Space => Code::StoreFull,
+            Kind::Busy => Code::StoreBusy,
+            Kind::Io => Code::ImageIo,
+        };
+        Error::new(code, e.what, e.cure)
+    }
+}
 
 /// An error inside the image: its tree is at fault, not the host.
 pub fn in_image(image: &Path) -> impl Fn(abi_probe::Error) -> Error + '_ {

@@ -29,6 +29,7 @@ mod survey;
 mod validate;
 mod verdict;
 
+use std::cell::OnceCell;
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::Path;
@@ -123,6 +124,7 @@ fn dispatch(cli: Cli, environ: Environ, job: Option<JobStep>) -> Result<u8> {
             let survey = Survey::of_host(&Config::load(&environ, None)?, &environ, daemon)?;
             print(&if json { to_json(&survey)? } else { survey.text() }).map(|()| 0)
         }
+        (Some(Command::Image(action)), _) => image::command::run(&action, &environ),
         (Some(Command::Validate(args)), _) => validate::run(args, environ, job),
         (Some(Command::Pmi(action)), _) => pmi::run(&action, &environ, job.as_ref()),
         (Some(Command::Check(mut args)), _) => {
@@ -173,7 +175,15 @@ fn show_check(args: CheckArgs, environ: Environ, job: Option<JobStep>, json: boo
 
 fn request(run: Run, environ: Environ, job: Option<JobStep>) -> Result<Request> {
     let config = Config::load(&environ, Some(&run.options))?;
-    Ok(Request { image: run.image, command: run.command, config, environ, job, door: None })
+    Ok(Request {
+        image: run.image,
+        command: run.command,
+        config,
+        environ,
+        job,
+        door: None,
+        entry: OnceCell::new(),
+    })
 }
 
 /// Plans in this very process: its namespaces end with it, and nothing else has changed.
@@ -259,6 +269,11 @@ fn show_config(config: &Config, json: bool) -> Result<()> {
     }
     line("workdir", path(&config.workdir.value), &config.workdir.origin);
     line("squashfuse", path(&config.squashfuse.value), &config.squashfuse.origin);
+    for store in &config.store {
+        line("store", store.value.display().to_string(), &store.origin);
+    }
+    line("max_size", config.max_size.value.to_string(), &config.max_size.origin);
+    line("lock_timeout", config.lock_timeout.value.to_string(), &config.lock_timeout.origin);
     line("verbose", config.verbose.value.to_string(), &config.verbose.origin);
     if let Some(locked) = &config.locked {
         line("locked", locked.value.join(", "), &locked.origin);

@@ -77,14 +77,15 @@ fn step_text(step: &Step) -> String {
             format!("user namespace, user {uid} and group {gid} stay themselves")
         }
         Step::MountNamespace => "mount namespace".to_owned(),
-        Step::Root { image, squashfs, writable } => {
+        Step::Root { image, offset, squashfs, writable } => {
+            let from = if *offset > 0 { format!(" from byte {offset}") } else { String::new() };
             let how = match squashfs {
                 None => String::new(),
                 Some(crate::sandbox::squashfs::How::Kernel) => ", mounted by the kernel".to_owned(),
                 Some(crate::sandbox::squashfs::How::Squashfuse(p)) => format!(", mounted by {}", p.display()),
             };
             let mode = if *writable { "writable in memory" } else { "read-only" };
-            format!("root {}{how}, {mode}", image.display())
+            format!("root {}{from}{how}, {mode}", image.display())
         }
         Step::Relay { at, by, make, .. } => {
             let made: Vec<_> = make.iter().map(|m| m.at.display().to_string()).collect();

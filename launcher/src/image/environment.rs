@@ -1,18 +1,21 @@
 //! The environment and working directory that an image brings along.
 //!
-//! Read, in this order, later ones winning: `config.json` beside a root file system (an OCI runtime
+//! Read, in this order, later ones winning: what a store says of its image (OCI configuration), `config.json` beside a root file system (an OCI runtime
 //! bundle or an OCI image configuration), `/ch/environment` (Charliecloud), `/.singularity.d/env/*.sh`
 //! (Singularity, Apptainer: shell, of which assignments are understood; what is not is said).
 
 use std::path::{Path, PathBuf};
 
 use abi_probe::rootfs::{Kind as FileKind, View};
+use image_store::layout::Runtime;
 use serde::{Deserialize, Serialize};
 
 use super::{Image, Kind};
 use crate::error::{Result, in_image};
 use crate::plan::environment::DEFAULT_PATH;
 
+/// What Singularity's and Apptainer's images run.
+const RUNSCRIPT: &str = "/.singularity.d/runscript";
 /// No environment file is as large.
 const MAX_FILE: u64 = 1 << 20;
 const MAX_SCRIPTS: usize = 256;
@@ -28,29 +31,37 @@ pub struct ImageEnvironment {
     pub env: Vec<(String, String)>,
     /// Its working directory.
     pub workdir: Option<PathBuf>,
+    /// What it runs when nothing is named.
+    pub entry: Vec<String>,
     /// Lines that were not understood, with their file.
     pub notes: Vec<String>,
 }
 
 impl ImageEnvironment {
-    /// Reads it from the image in `view`.
-    pub fn read(image: &Image, view: &View) -> Result<ImageEnvironment> {
+    /// Reads it from the image in `view`, which is called `given`, and what is known of it from outside.
+    pub fn read(image: Option<&Image>, given: &Path, view: &View) -> Result<ImageEnvironment> {
         let mut found = ImageEnvironment::default();
-        if image.kind == Kind::Directory {
+        if let Some(record) = image.and_then(|image| image.record.as_ref()) {
+            found.runtime(&record.config);
+        }
+        if let Some(image) = image.filter(|image| image.kind == Kind::Directory) {
             found.config_json(&image.path);
         }
         let text = |path: &Path| -> Result<Option<String>> {
-            let bytes = view.read(path, MAX_FILE).map_err(in_image(&image.given))?;
+            let bytes = view.read(path, MAX_FILE).map_err(in_image(given))?;
             Ok(bytes.map(|b| String::from_utf8_lossy(&b).into_owned()))
         };
         if let Some(text) = text(Path::new("/ch/environment"))? {
             found.charliecloud(&text);
         }
         let dir = Path::new("/.singularity.d/env");
-        if let Some(entry) = view.find(dir).map_err(in_image(&image.given))?
+        if let Some(entry) = view.find(dir).map_err(in_image(given))?
             && entry.kind == FileKind::Directory
         {
-            let (mut names, more) = entry.list(MAX_SCRIPTS).map_err(in_image(&image.given))?;
+            if view.find(Path::new(RUNSCRIPT)).map_err(in_image(given))?.is_some() {
+                found.entry = vec![RUNSCRIPT.to_owned()];
+            }
+            let (mut names, more) = entry.list(MAX_SCRIPTS).map_err(in_image(given))?;
             if more {
                 found.notes.push(format!("{}: only {MAX_SCRIPTS} files are read", dir.display()));
             }
@@ -96,24 +107,19 @@ impl ImageEnvironment {
         struct Bundle {
             process: Option<Process>,
             root: Option<Root>,
-            config: Option<ImageConfig>,
+            config: Option<Runtime>,
         }
         #[derive(Deserialize)]
         struct Process {
             #[serde(default)]
             env: Vec<String>,
+            #[serde(default)]
+            args: Vec<String>,
             cwd: Option<PathBuf>,
         }
         #[derive(Deserialize)]
         struct Root {
             path: PathBuf,
-        }
-        #[derive(Deserialize)]
-        struct ImageConfig {
-            #[serde(rename = "Env", default)]
-            env: Vec<String>,
-            #[serde(rename = "WorkingDir")]
-            workdir: Option<PathBuf>,
         }
         let Some(parent) = root.parent() else { return };
         let path = parent.join("config.json");
@@ -128,17 +134,28 @@ impl ImageEnvironment {
         };
         // A runtime bundle names its root: another root beside it is none of its business.
         let ours = bundle.root.is_none_or(|r| parent.join(r.path) == root);
-        let (env, workdir) = match (bundle.process, bundle.config) {
-            (Some(p), _) if ours => (p.env, p.cwd),
-            (None, Some(c)) => (c.env, c.workdir),
-            _ => return,
-        };
-        for pair in env {
-            if let Some((name, value)) = pair.split_once('=') {
-                self.set(name, value.to_owned());
+        match (bundle.process, bundle.config) {
+            (Some(p), _) if ours => {
+                self.pairs(&p.env);
+                self.workdir = p.cwd.filter(|w| w.is_absolute());
+                self.entry = p.args;
             }
+            (None, Some(config)) => self.runtime(&config),
+            _ => {}
         }
-        self.workdir = workdir.filter(|w| w.is_absolute());
+    }
+
+    /// What an OCI image's configuration says.
+    fn runtime(&mut self, config: &Runtime) {
+        self.pairs(&config.env);
+        self.workdir = Some(PathBuf::from(&config.workdir)).filter(|w| w.is_absolute());
+        self.entry = [&config.entrypoint[..], &config.cmd].concat();
+    }
+
+    fn pairs(&mut self, env: &[String]) {
+        for (name, value) in env.iter().filter_map(|pair| pair.split_once('=')) {
+            self.set(name, value.to_owned());
+        }
     }
 
     /// `NAME=VALUE` lines, single quotes around the value removed (ch-run(1), --set-env).

@@ -1,16 +1,28 @@
-//! What lies at the image's path: decided by content, never by the file's name.
+//! The image that is meant: a path, or a name in a store; decided by content, never by the file's name.
 
+pub mod command;
 pub mod environment;
+mod progress;
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use image_store::import::{self, Imported, Progress};
+use image_store::layers::Blob;
+use image_store::layout::{Platform, wrong_architecture};
+use image_store::sif::Sif;
+use image_store::source::{Form, Source};
+use image_store::squash::{self, Compressor};
+use image_store::store::{ImageRecord, RECORD, ROOT_FILE, Store, Stored};
+use image_store::{Kind as Fault, Name};
 use nix::fcntl::{AT_FDCWD, OFlag, openat};
 use nix::sys::stat::Mode;
 use serde::Serialize;
 
+use crate::config::Config;
 use crate::error::{Code, Error, Result};
 
 /// An image that can be run.
@@ -22,8 +34,18 @@ pub struct Image {
     pub path: PathBuf,
     /// Its kind.
     pub kind: Kind,
+    /// Where in the file its root file system begins (SIF).
+    #[serde(skip_serializing_if = "is_zero")]
+    pub offset: u64,
+    /// What its store, or its header, says of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub record: Option<ImageRecord>,
     /// Device, inode and time of last change, seconds and nanoseconds: the image's identity on this node.
     pub id: (u64, u64, i64, i64),
+}
+
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 /// Kinds of image.
@@ -32,46 +54,18 @@ pub struct Image {
 pub enum Kind {
     /// A root file system as a directory.
     Directory,
-    /// A SquashFS 4.0 file.
+    /// A SquashFS 4.0 file, or one in a SIF file.
     Squashfs,
 }
 
-/// Magic numbers of what people hand us that is no image yet: what it is, and what makes an image of it.
+/// Magic numbers of what people hand us that is no image: what it is, and what makes an image of it.
 const OTHERS: &[(&[u8], usize, &str, &str)] = &[
-    (b"SIF_MAGIC", 32, "a SIF file", "extract it: `apptainer build --sandbox DIR FILE`, and run DIR"),
-    (
-        b"\x1f\x8b",
-        0,
-        "a gzip file",
-        "if it is a tarball of a root file system, unpack it and run the directory",
-    ),
-    (
-        b"\x28\xb5\x2f\xfd",
-        0,
-        "a zstd file",
-        "if it is a tarball of a root file system, unpack it and run the directory",
-    ),
-    (
-        b"\xfd7zXZ",
-        0,
-        "an xz file",
-        "if it is a tarball of a root file system, unpack it and run the directory",
-    ),
-    (
-        b"ustar",
-        257,
-        "a tar archive",
-        "unpack it (for `docker save` archives: `docker export` instead) and run the directory",
-    ),
     (b"\xe2\xe1\xf5\xe0", 1024, "an EROFS image", "mount it, and run the mount point"),
     (b"\x53\xef", 1080, "an ext2/3/4 image", "mount it, and run the mount point"),
     (b"\x7fELF", 0, "an ELF program", "the image comes first, then the program: hpc-launch IMAGE PROGRAM"),
     (b"#!", 0, "a script", "the image comes first, then the program: hpc-launch IMAGE PROGRAM"),
     (b"shsq", 0, "a SquashFS 3 or big-endian file", "make it anew with mksquashfs 4"),
 ];
-
-const ACCEPTED: &str =
-    "give a directory that holds a root file system, or a SquashFS file (mksquashfs DIR FILE)";
 
 /// A handle on whatever is there, without opening it: a FIFO would wait. (Not by std's `custom_flags`, which
 /// drop the bits of musl's O_ACCMODE, O_PATH among them.)
@@ -80,36 +74,195 @@ pub fn open_path(path: &Path) -> std::io::Result<OwnedFd> {
 }
 
 impl Image {
-    /// Looks at the path.
-    pub fn open(given: &Path) -> Result<Image> {
-        let handle = open_path(given).map(File::from).map_err(|e| cannot_open(given, &e))?;
-        let meta = handle.metadata().map_err(|e| cannot_open(given, &e))?;
-        // The kernel's own path of it, without links, in one call.
-        let path = std::fs::read_link(format!("/proc/self/fd/{}", handle.as_raw_fd()))
-            .map_err(|e| cannot_open(given, &e))?;
-        if path == Path::new("/") {
-            return Err(Error::new(
-                Code::ImageUnknown,
-                format!("{} is the host's own root", given.display()),
-                "an image is another root file system; without one, run the program by itself",
-            ));
+    /// The image that is meant: at a path, or of that name in a store. Of an archive an image is made, once, in the user's
+    /// store. `waited_for`: what to do now and then while that goes on.
+    pub fn find(given: &Path, config: &Config, waited_for: &(dyn Fn() + Sync)) -> Result<Image> {
+        match look(given) {
+            Ok(Some(image)) => Ok(image),
+            Ok(None) => Image::made(given, config, waited_for),
+            Err(e) if e.code == Code::ImageMissing => {
+                let text = given.to_string_lossy();
+                // `archive.tar:NAME` names an image of several.
+                if let Some((path, _)) = text.rsplit_once(':')
+                    && matches!(look(Path::new(path)), Ok(None))
+                {
+                    return Image::made(given, config, waited_for);
+                }
+                match text.parse::<Name>() {
+                    Ok(name) => Image::named(given, &name, config, e),
+                    Err(_) => Err(e),
+                }
+            }
+            Err(e) => Err(e),
         }
-        let kind = if meta.is_dir() {
-            Kind::Directory
-        } else if meta.is_file() {
-            let file = File::open(&path).map_err(|e| cannot_open(given, &e))?;
-            recognise(given, &file, meta.len())?;
-            Kind::Squashfs
-        } else {
-            return Err(Error::new(
-                Code::ImageUnknown,
-                format!("{} is a device, FIFO or socket", given.display()),
-                ACCEPTED,
-            ));
-        };
-        let id = (meta.dev(), meta.ino(), meta.ctime(), meta.ctime_nsec());
-        Ok(Image { given: given.to_owned(), path, kind, id })
     }
+
+    /// The image at a path, which can be run as it is.
+    #[cfg(test)]
+    pub fn open(given: &Path) -> Result<Image> {
+        match look(given)? {
+            Some(image) => Ok(image),
+            None => Err(Error::new(Code::ImageUnknown, "an archive", "")),
+        }
+    }
+
+    /// Of that name, in the first store that has it.
+    fn named(given: &Path, name: &Name, config: &Config, no_path: Error) -> Result<Image> {
+        let mut tried = Vec::new();
+        let mut near = Vec::new();
+        for root in &config.store {
+            match Store::open(&root.value) {
+                Ok(store) => match store.find(name)? {
+                    Some(stored) => return Image::of_store(given, stored),
+                    None => {
+                        near.extend(store.near(name).into_iter().map(|n| n.to_string()));
+                        tried.push(root.value.display().to_string());
+                    }
+                },
+                Err(e) if e.kind == Fault::Missing => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        let stores = match &tried[..] {
+            [] => "there is no store of images yet".to_owned(),
+            tried => format!("no store has {name}: {}", tried.join(", ")),
+        };
+        let cure = match &near[..] {
+            [] => no_path.cure,
+            near => format!("did you mean {}? (`hpc-launch image list` lists all)", near.join(" or ")),
+        };
+        Err(Error::new(Code::ImageMissing, format!("{}; {stores}", no_path.what), cure))
+    }
+
+    fn of_store(given: &Path, stored: Stored) -> Result<Image> {
+        let path = stored.file();
+        match look(&path)? {
+            Some(image) => {
+                check_platform(given, &stored.record.platform)?;
+                Ok(Image { given: given.to_owned(), record: Some(stored.record), ..image })
+            }
+            None => {
+                let what = format!("{} of the store is no SquashFS file", path.display());
+                Err(Error::new(Code::ImageDamaged, what, "hpc-launch image verify"))
+            }
+        }
+    }
+
+    /// Makes an image of an archive in the user's store, and says so; or finds the one that was made before.
+    fn made(given: &Path, config: &Config, waited_for: &(dyn Fn() + Sync)) -> Result<Image> {
+        let source = Source::open(given)?;
+        let store = own_store(config)?;
+        let what = format!(
+            "{} is {}: making an image of it in {}",
+            given.display(),
+            source.form.name(),
+            store.root.display()
+        );
+        let options = options(config, Compressor::Zstd);
+        let (progress, keep) = (Progress::default(), |_: &Stored| Ok(()));
+        let imported = progress::shown(
+            &what,
+            &progress,
+            waited_for,
+            |i: &Imported| !i.was_there,
+            |waiting| import::import(&source, &store, &options, &progress, waiting, &keep),
+        )?;
+        Image::of_store(given, imported.stored)
+    }
+}
+
+/// How images are made.
+fn options(config: &Config, compressor: Compressor) -> import::Options {
+    import::Options {
+        compressor,
+        max_size: config.max_size.value,
+        platform: Platform::host(),
+        patience: Duration::from_secs(config.lock_timeout.value),
+        by: format!("hpc-launch {}", env!("CARGO_PKG_VERSION")),
+    }
+}
+
+/// The store that this user writes to.
+fn own_store(config: &Config) -> Result<Store> {
+    let Some(root) = config.store.last() else {
+        return Err(Error::new(
+            Code::StoreUnusable,
+            "there is no store to write to: HOME is not set",
+            "name one: --store DIR",
+        ));
+    };
+    Store::create(&root.value).map_err(|e| {
+        let mut e = Error::from(e);
+        e.what = format!("the store of images {} ({}): {}", root.value.display(), root.origin, e.what);
+        e
+    })
+}
+
+fn check_platform(given: &Path, platform: &Platform) -> Result<()> {
+    let host = Platform::host();
+    if platform.architecture.is_empty() || platform.runs_on(&host) {
+        return Ok(());
+    }
+    Err(wrong_architecture(&given.display().to_string(), std::slice::from_ref(platform), &host).into())
+}
+
+/// Looks at the path: an image that can be run as it is, or nothing, if one must be made of what is there.
+fn look(given: &Path) -> Result<Option<Image>> {
+    let handle = open_path(given).map(File::from).map_err(|e| cannot_open(given, &e))?;
+    let meta = handle.metadata().map_err(|e| cannot_open(given, &e))?;
+    // The kernel's own path of it, without links, in one call.
+    let path = std::fs::read_link(format!("/proc/self/fd/{}", handle.as_raw_fd()))
+        .map_err(|e| cannot_open(given, &e))?;
+    if path == Path::new("/") {
+        return Err(Error::new(
+            Code::ImageUnknown,
+            format!("{} is the host's own root", given.display()),
+            "an image is another root file system; without one, run the program by itself",
+        ));
+    }
+    let id = (meta.dev(), meta.ino(), meta.ctime(), meta.ctime_nsec());
+    let mut image =
+        Image { given: given.to_owned(), path, kind: Kind::Directory, offset: 0, record: None, id };
+    if meta.is_dir() {
+        if image.path.join("oci-layout").exists() && image.path.join("index.json").exists() {
+            return Ok(None);
+        }
+        return Ok(Some(image));
+    }
+    if !meta.is_file() {
+        return Err(Error::new(
+            Code::ImageUnknown,
+            format!("{} is a device, FIFO or socket", given.display()),
+            image_store::source::KNOWN,
+        ));
+    }
+    let file = File::open(&image.path).map_err(|e| cannot_open(given, &e))?;
+    let form = recognise(given, &file)?;
+    let whole = Blob::whole(file, given.to_owned())?;
+    image.kind = Kind::Squashfs;
+    match form {
+        Form::Sif => {
+            let sif = Sif::read(&whole.file, given)?;
+            check_platform(given, &sif.platform)?;
+            squash::check(&whole.part(sif.offset, sif.length))?;
+            image.offset = sif.offset;
+        }
+        Form::Squashfs => {
+            squash::check(&whole)?;
+            image.record = beside(&image.path);
+        }
+        Form::Tar | Form::Directory | Form::OciDirectory => return Ok(None),
+    }
+    Ok(Some(image))
+}
+
+/// What a store says of a file of its own that is named by its path.
+fn beside(path: &Path) -> Option<ImageRecord> {
+    if path.file_name()? != ROOT_FILE {
+        return None;
+    }
+    let text = std::fs::read(path.with_file_name(RECORD)).ok()?;
+    serde_json::from_slice(&text).ok()
 }
 
 fn cannot_open(path: &Path, e: &std::io::Error) -> Error {
@@ -131,7 +284,7 @@ fn cannot_open(path: &Path, e: &std::io::Error) -> Error {
     }
 }
 
-fn recognise(given: &Path, file: &File, size: u64) -> Result<()> {
+fn recognise(given: &Path, file: &File) -> Result<Form> {
     let mut head = [0u8; 1100];
     let mut have = 0;
     while have < head.len() {
@@ -142,8 +295,8 @@ fn recognise(given: &Path, file: &File, size: u64) -> Result<()> {
         }
     }
     let head = &head[..have];
-    if head.starts_with(b"hsqs") {
-        return squashfs_superblock(given, head, size);
+    if let Some(form) = Form::of_head(head) {
+        return Ok(form);
     }
     let shown = given.display();
     for (magic, at, what, cure) in OTHERS {
@@ -158,44 +311,8 @@ fn recognise(given: &Path, file: &File, size: u64) -> Result<()> {
     let magic: String = head.iter().take(8).flat_map(|b| b.escape_ascii()).map(char::from).collect();
     let found =
         if magic.is_empty() { "it is empty".to_owned() } else { format!("it begins with \"{magic}\"") };
-    Err(Error::new(Code::ImageUnknown, format!("{shown} is no image of a known kind: {found}"), ACCEPTED))
-}
-
-/// The superblock says how long the file is (squashfs_fs.h, struct squashfs_super_block): a copy that was
-/// cut short is found here, not as an I/O error in the middle of a run.
-fn squashfs_superblock(given: &Path, head: &[u8], size: u64) -> Result<()> {
-    let damaged = |why: String| {
-        Error::new(
-            Code::ImageDamaged,
-            format!("the SquashFS image {} is damaged: {why}", given.display()),
-            "copy or build it again",
-        )
-    };
-    let short = || damaged(format!("{size} bytes are less than a superblock"));
-    let u16_at = |at: usize| head.get(at..at + 2).map(|b| u16::from_le_bytes([b[0], b[1]])).ok_or_else(short);
-    let u64_at = |at: usize| {
-        head.get(at..at + 8)
-            .map(|b| u64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]))
-            .ok_or_else(short)
-    };
-    if size < 96 {
-        return Err(short());
-    }
-    let (major, minor) = (u16_at(28)?, u16_at(30)?);
-    if (major, minor) != (4, 0) {
-        return Err(damaged(format!("version {major}.{minor}, only 4.0 exists today")));
-    }
-    let used = u64_at(40)?;
-    if used > size {
-        return Err(damaged(format!("its superblock says {used} bytes, the file has {size}")));
-    }
-    for (name, at) in [("inode table", 64), ("directory table", 72)] {
-        let start = u64_at(at)?;
-        if start >= used {
-            return Err(damaged(format!("its {name} starts at {start}, behind its end at {used}")));
-        }
-    }
-    Ok(())
+    let what = format!("{shown} is no image of a known kind: {found}");
+    Err(Error::new(Code::ImageUnknown, what, image_store::source::KNOWN))
 }
 
 #[cfg(test)]
@@ -212,7 +329,6 @@ mod tests {
     fn what_is_no_image_is_named() {
         for (bytes, word) in [
             (&b"\x7fELF\x02"[..], "an ELF program"),
-            (b"\x1f\x8b\x08", "a gzip file"),
             (b"hello world", "it begins with \"hello wo\""),
             (b"", "it is empty"),
         ] {

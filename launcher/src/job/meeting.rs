@@ -145,6 +145,11 @@ impl Lock {
         Ok(())
     }
 
+    /// Sends those who wait back to look again: their patience begins anew.
+    pub fn send_away(&self) {
+        while self.accept_now().is_some() {}
+    }
+
     #[allow(unsafe_code)]
     fn accept_now(&self) -> Option<OwnedFd> {
         let fd = accept4(self.listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC).ok()?;

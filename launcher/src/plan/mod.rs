@@ -37,6 +37,9 @@ pub enum Step {
     Root {
         /// The image.
         image: PathBuf,
+        /// Where in that file it begins.
+        #[serde(skip_serializing_if = "is_zero")]
+        offset: u64,
         /// For SquashFS: how it is mounted.
         #[serde(skip_serializing_if = "Option::is_none")]
         squashfs: Option<How>,
@@ -110,6 +113,10 @@ pub enum Step {
     Enter,
     /// prctl(PR_SET_NO_NEW_PRIVS).
     NoNewPrivileges,
+}
+
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 /// How a directory of the image gets more entries without being touched.

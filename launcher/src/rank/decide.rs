@@ -81,7 +81,7 @@ impl Request {
         // do not matter.
         let us =
             std::fs::metadata("/proc/self/exe").map(|m| (m.dev(), m.ino(), m.mtime(), m.mtime_nsec())).ok();
-        let names = [&[][..], self.command.get(1..).unwrap_or_default()].map(|arguments| {
+        let names = [&[][..], self.words().get(1..).unwrap_or_default()].map(|arguments| {
             let gpus = (gives_gpus(None), gives_gpus(Some("")));
             digest(&(us, gpus, self.decision_name(&asked, &program, (path, workdir, environ), arguments)))
         });
@@ -142,7 +142,7 @@ impl Request {
         let wanted = asked.sources.wanted.iter().map(|(want, _)| (&want.source, &want.at, want.read_only));
         let settings =
             (config.mpi.value, config.pmi.value, &config.host_mpi.value, &config.mpi_library.value, named);
-        let image = (&asked.image.path, asked.image.id.0, asked.image.id.1);
+        let image = (&asked.image.path, asked.image.id.0, asked.image.id.1, asked.image.offset);
         let command = (path, workdir, &program.path, program.id, arguments);
         digest(&(
             (image, command, settings, rank, &asked.entered.around.launcher),
@@ -161,7 +161,7 @@ impl Request {
         workdir: &'a Path,
         environ: &'a Environ,
     ) -> Started<'a> {
-        let arguments = self.command.get(1..).unwrap_or_default();
+        let arguments = self.words().get(1..).unwrap_or_default();
         let mpi_library = self.config.mpi_library.value.as_deref();
         Started { view, command, workdir, environ, arguments, mpi_library }
     }

@@ -5,6 +5,7 @@ mod devices;
 mod scout;
 mod start;
 
+use std::cell::OnceCell;
 use std::ffi::OsString;
 use std::hash::Hash;
 use std::os::fd::OwnedFd;
@@ -54,8 +55,10 @@ const ENVIRONMENT_NOTE: &str = "environment.json";
 pub struct Request {
     /// The image's path as given.
     pub image: PathBuf,
-    /// Program and arguments.
+    /// Program and arguments; empty: what the image says.
     pub command: Vec<OsString>,
+    /// What the image says, once it has been read.
+    pub entry: OnceCell<Vec<OsString>>,
     /// Settings.
     pub config: Config,
     /// The environment outside.
@@ -107,6 +110,7 @@ impl Request {
         Request {
             image: self.image.clone(),
             command: self.command.clone(),
+            entry: OnceCell::new(),
             config: self.config.clone(),
             environ: self.environ.clone(),
             job: Some(job),
@@ -116,17 +120,49 @@ impl Request {
 
     /// Runs the command; returns only with an error.
     pub fn run(&self) -> Result<std::convert::Infallible> {
-        let image = Image::open(&self.image)?;
         let myself = Myself::now();
-        let mark = self.mark(&image, &myself);
+        let mark = self.mark(&myself);
         let inside = match (&self.job, &mark) {
-            (Some(job), Some(mark)) => self.shared(&image, &myself, job, mark)?,
+            (Some(job), Some(mark)) => self.shared(&myself, job, mark)?,
             _ => {
+                let image = self.find_image(None)?;
                 let entered = Entered::new(&self.config, &myself, None, None)?;
                 self.build(&image, &myself, entered, None, false)?
             }
         };
-        self.execute(&image, &myself, inside)
+        self.execute(&myself, inside)
+    }
+
+    /// The image. Those who wait at the lock do so in vain while one is made of an archive: now and then they are sent to
+    /// look again, so that only a builder that does nothing makes them give up.
+    fn find_image(&self, lock: Option<&Lock>) -> Result<Image> {
+        Image::find(&self.image, &self.config, &|| lock.map_or((), Lock::send_away))
+    }
+
+    /// Program and arguments: the user's, or else the image's.
+    fn words(&self) -> &[OsString] {
+        match &self.command[..] {
+            [] => self.entry.get().map_or(&[], Vec::as_slice),
+            command => command,
+        }
+    }
+
+    /// Takes the image's own program where the user names none.
+    fn settle(&self, environment: &ImageEnvironment) -> Result<()> {
+        if !self.command.is_empty() {
+            return Ok(());
+        }
+        if environment.entry.is_empty() {
+            return Err(Error::new(
+                Code::Usage,
+                format!("no command was given, and the image {} says none", self.image.display()),
+                "hpc-launch IMAGE COMMAND: name the program to be run",
+            ));
+        }
+        let words = environment.entry.iter().map(OsString::from).collect();
+        // Set before only by the same image.
+        let _ = self.entry.set(words);
+        Ok(())
     }
 
     /// The part of the command line that tells which program is meant.
@@ -135,8 +171,9 @@ impl Request {
         &self.command[..if starts_others { self.command.len() } else { self.command.len().min(1) }]
     }
 
-    /// What distinguishes sandboxes of one job step.
-    fn mark(&self, image: &Image, myself: &Myself) -> Option<Mark> {
+    /// What distinguishes sandboxes of one job step. The image is what was asked for: ranks that join look at nothing of
+    /// the file system that it is on.
+    fn mark(&self, myself: &Myself) -> Option<Mark> {
         let config = &self.config;
         let directories = sources::that_distinguish(&self.environ);
         let shown = config.binds.iter().chain(&config.devices);
@@ -144,24 +181,25 @@ impl Request {
         // Programs of one job may need different libraries: each gets what was proved for it.
         let mpi = (config.mpi.value, config.pmi.value, &config.host_mpi.value, &config.mpi_library.value);
         let libraries = (mpi, config.fabric.value, &config.gpu.value);
+        let stores: Vec<&PathBuf> = config.store.iter().map(|store| &store.value).collect();
         let what = (
-            (&image.path, image.id, &myself.cwd, shown, self.telling_words(), libraries),
+            (&self.image, stores, &myself.cwd, shown, self.telling_words(), libraries),
             (config.home.value, self.environ.get_os("HOME"), directories, config.writable_tmpfs.value),
         );
         self.job.as_ref().map(|job| Mark::new(myself.uid, job, &Hashed(what)))
     }
 
     /// One sandbox per node: join it, or build it while the others wait.
-    fn shared(&self, image: &Image, myself: &Myself, job: &JobStep, mark: &Mark) -> Result<Inside> {
+    fn shared(&self, myself: &Myself, job: &JobStep, mark: &Mark) -> Result<Inside> {
         loop {
             let first = job.rank.local_rank == Some(0);
             let kept = || if first { None } else { keeper::find(mark) };
             if let Some(namespaces) = siblings::find_at_once(job, mark).or_else(kept) {
-                return self.join(image, &namespaces);
+                return self.join(&namespaces);
             }
             match meet(&mark.step, myself.uid)? {
                 Meeting::Built(built, namespaces) if built == mark.text() => {
-                    return self.join(image, &namespaces);
+                    return self.join(&namespaces);
                 }
                 // For another image of this job: its user namespace is found by the next look.
                 Meeting::Built(..) => {}
@@ -170,22 +208,24 @@ impl Request {
                 Meeting::Build(lock) => match siblings::find(job, mark) {
                     Found::Sandbox(namespaces) => {
                         drop(lock);
-                        return self.join(image, &namespaces);
+                        return self.join(&namespaces);
                     }
                     Found::SameStep(namespaces) => {
+                        let image = self.find_image(Some(&lock))?;
                         let entered =
                             Entered::new(&self.config, myself, Some(&namespaces.user), Some(job.daemon))?;
-                        return self.build(image, myself, entered, Some((mark, &lock)), false);
+                        return self.build(&image, myself, entered, Some((mark, &lock)), false);
                     }
                     Found::None => {
                         if let Some(namespaces) = kept() {
                             drop(lock);
-                            return self.join(image, &namespaces);
+                            return self.join(&namespaces);
                         }
+                        let image = self.find_image(Some(&lock))?;
                         // Asked here: from a user namespace the dead look as if they were somebody else's.
                         let late = siblings::some_have_ended(job);
                         let entered = Entered::new(&self.config, myself, None, Some(job.daemon))?;
-                        let inside = self.build(image, myself, entered, Some((mark, &lock)), late)?;
+                        let inside = self.build(&image, myself, entered, Some((mark, &lock)), late)?;
                         if late {
                             keeper::leave(job, mark);
                         }
@@ -196,12 +236,8 @@ impl Request {
         }
     }
 
-    fn join(&self, image: &Image, namespaces: &siblings::Namespaces) -> Result<Inside> {
+    fn join(&self, namespaces: &siblings::Namespaces) -> Result<Inside> {
         namespace::join(namespaces)?;
-        self.joined(image)
-    }
-
-    fn joined(&self, image: &Image) -> Result<Inside> {
         nix::sys::prctl::set_no_new_privs().map_err(|e| Error::step("prctl(PR_SET_NO_NEW_PRIVS)", e))?;
         let builders = Builders::read();
         let noted = match &builders {
@@ -211,8 +247,9 @@ impl Request {
         let environment = match noted {
             Some(environment) => environment,
             None => {
-                let view = View::open(Path::new("/")).map_err(in_image(&image.given))?;
-                Noted { image: ImageEnvironment::read(image, &view)?, ..Noted::default() }
+                let view = View::open(Path::new("/")).map_err(in_image(&self.image))?;
+                let image = ImageEnvironment::read(None, &self.image, &view)?;
+                Noted { image, ..Noted::default() }
             }
         };
         Ok(Inside::Joined(environment, builders.unwrap_or_default().program))
@@ -276,7 +313,7 @@ impl Request {
             }
             Kind::Squashfs => {
                 let program = squashfs::find_squashfuse(self.config.squashfuse.value.as_deref())?;
-                let server = squashfs::start_server(&image.path, program.clone())?;
+                let server = squashfs::start_server(&image.path, image.offset, program.clone())?;
                 (Some(How::Squashfuse(program)), Some(server))
             }
         };
@@ -311,14 +348,15 @@ impl Request {
     ) -> Result<Drafted> {
         let Attached { how, mut sources, building } = self.attach(image, myself, entered)?;
         let mut view = building.view()?;
-        let environment = ImageEnvironment::read(image, &view)?;
+        let environment = ImageEnvironment::read(Some(image), &image.given, &view)?;
+        self.settle(&environment)?;
         let writable = self.config.writable_tmpfs.value;
         let mut planner = Planner::new(&mut view, image, &sources)?;
         let (workdir, note) = self.workdir(planner.view(), myself, &environment)?;
         let (mut told, mut of_devices) = entered.devices.told(planner.view());
         let (mut environ, mut changes) =
             environment::make(&self.environ, &environment, &told, &self.config, &workdir);
-        let command = self.command.first().map(OsString::as_os_str).unwrap_or_default();
+        let command = self.words().first().map(OsString::as_os_str).unwrap_or_default();
         let offered = entered.gpus.as_ref();
         let mut found = verdict::find_program(planner.view(), command, &workdir, &environ);
         let is_missing = found.as_ref().is_err_and(|e| e.code == Code::ProgramNotFound);
@@ -368,7 +406,7 @@ impl Request {
             steps.push(Step::UserNamespace { uid: myself.uid, gid: myself.gid });
         }
         steps.push(Step::MountNamespace);
-        steps.push(Step::Root { image: image.path.clone(), squashfs: how, writable });
+        steps.push(Step::Root { image: image.path.clone(), offset: image.offset, squashfs: how, writable });
         steps.append(&mut laid.steps);
         if let (Some(wiring), Some(job)) = (&decision.wiring, &self.job) {
             changes.retain(|c| c.value.is_some() || !bridge::is_scrubbed(&c.name));
@@ -403,7 +441,7 @@ impl Request {
             workdir,
             environment: changes,
             program: path,
-            arguments: verdict::lossy(&self.command[1..]),
+            arguments: verdict::lossy(&self.words()[1..]),
             mpi: decision.verdict.clone(),
             fabrics: decision.injection.as_ref().map(|i| i.fabrics.clone()).unwrap_or_default(),
             wiring: decision.wiring.clone(),
@@ -421,7 +459,7 @@ impl Request {
     }
 
     fn judge(&self) -> Result<Judged> {
-        let image = Image::open(&self.image)?;
+        let image = self.find_image(None)?;
         let myself = Myself::now();
         let entered = Entered::new(&self.config, &myself, None, self.job.as_ref().map(|job| job.daemon))?;
         let drafted = self.draft(&image, &myself, &entered, None, Detail::Version)?;
@@ -442,16 +480,16 @@ impl Request {
 
     /// The plan alone. To be called in a process that ends afterwards: it is in namespaces of its own.
     pub fn plan(&self) -> Result<Plan> {
-        let image = Image::open(&self.image)?;
+        let image = self.find_image(None)?;
         let myself = Myself::now();
-        let mark = self.mark(&image, &myself);
+        let mark = self.mark(&myself);
         let entered = Entered::new(&self.config, &myself, None, self.job.as_ref().map(|job| job.daemon))?;
         Ok(self.draft(&image, &myself, &entered, mark.as_ref(), Detail::Version)?.plan)
     }
 
     /// Every file of the host that the plan would inject. To be called as [`Request::plan`].
     pub fn lock(&self) -> Result<lock::Lock> {
-        let image = Image::open(&self.image)?;
+        let image = self.find_image(None)?;
         let myself = Myself::now();
         let entered = Entered::new(&self.config, &myself, None, self.job.as_ref().map(|job| job.daemon))?;
         let drafted = self.draft(&image, &myself, &entered, None, Detail::Version)?;

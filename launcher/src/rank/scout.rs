@@ -14,7 +14,6 @@ use super::{Entered, Myself, Request};
 use crate::error::Result;
 use crate::host::fabric::{is_provider, provider_directories};
 use crate::host::mpi::CORES;
-use crate::image::Image;
 
 /// Programs that images have, whose loader is the image's.
 const PROGRAMS: &[&str] = &["/bin/sh", "/usr/bin/env", "/bin/busybox", "/usr/bin/python3"];
@@ -73,7 +72,7 @@ pub struct Scouted {
 impl Request {
     /// Looks. To be called in a process that ends afterwards: it is in namespaces of its own.
     pub fn scout(&self) -> Result<Scouted> {
-        let image = Image::open(&self.image)?;
+        let image = self.find_image(None)?;
         let myself = Myself::now();
         let entered = Entered::new(&self.config, &myself, None, None)?;
         let attached = self.attach(&image, &myself, &entered)?;

@@ -14,32 +14,28 @@ use super::{Inside, Myself, Noted, Ready, Request, program_digest};
 use crate::bridge;
 use crate::environ::Environ;
 use crate::error::{Code, Error, Result, in_image};
-use crate::image::Image;
 use crate::plan::environment;
 use crate::sandbox::notes;
 use crate::verdict;
 
 impl Request {
     /// Becomes the program.
-    pub(super) fn execute(
-        &self,
-        image: &Image,
-        myself: &Myself,
-        inside: Inside,
-    ) -> Result<std::convert::Infallible> {
+    pub(super) fn execute(&self, myself: &Myself, inside: Inside) -> Result<std::convert::Infallible> {
         let Ready { workdir, program, mut environ, wiring } = match inside {
             Inside::Built(ready) => ready,
-            Inside::Joined(noted, judged) => match self.ready_at_once(myself, &noted, &judged) {
-                Some(ready) => ready,
-                None => self.ready(image, myself, &noted, &judged)?,
-            },
+            Inside::Joined(noted, judged) => {
+                match self.settle(&noted.image).map(|()| self.ready_at_once(myself, &noted, &judged))? {
+                    Some(ready) => ready,
+                    None => self.ready(myself, &noted, &judged)?,
+                }
+            }
         };
         nix::unistd::chdir(&workdir)
             .map_err(|e| Error::step(format_args!("entering {} inside", workdir.display()), e))?;
         if let (Some(wiring), Some(job)) = (wiring, &self.job) {
             bridge::join(job, self.door.as_ref(), &wiring, &self.environ, &mut environ)?;
         }
-        exec(&self.command, &program, &environ)
+        exec(self.words(), &program, &environ)
     }
 
     /// For a rank that joined and does what the first rank did: same directory, a program that was judged.
@@ -49,7 +45,7 @@ impl Request {
             None => myself.cwd.clone()?,
         };
         nix::unistd::chdir(&workdir).ok()?;
-        let command = self.command.first()?;
+        let command = self.words().first()?;
         let environ = self.environ_inside(noted, &workdir);
         let program = match command.as_bytes().contains(&b'/') {
             true => PathBuf::from(command),
@@ -83,11 +79,11 @@ impl Request {
     }
 
     /// For a rank that joined, with every check.
-    pub(super) fn ready(&self, image: &Image, myself: &Myself, noted: &Noted, judged: &str) -> Result<Ready> {
-        let view = View::open(Path::new("/")).map_err(in_image(&image.given))?;
+    pub(super) fn ready(&self, myself: &Myself, noted: &Noted, judged: &str) -> Result<Ready> {
+        let view = View::open(Path::new("/")).map_err(in_image(&self.image))?;
         let (workdir, _) = self.workdir(&view, myself, &noted.image)?;
         let environ = self.environ_inside(noted, &workdir);
-        let command = self.command.first().map(OsString::as_os_str).unwrap_or_default();
+        let command = self.words().first().map(OsString::as_os_str).unwrap_or_default();
         let (path, program) = verdict::find_program(&view, command, &workdir, &environ)?;
         let digest = program_digest(program.id, &environ);
         if digest != judged && !notes::is_judged(&digest) {

@@ -125,7 +125,7 @@ impl Building {
                 mkdir(&root)?;
                 match (how, server) {
                     (How::Squashfuse(_), Some(server)) => server.mount(&image.path, &root, uid, gid)?,
-                    _ => squashfs::mount_by_kernel(&path_of(&file.into()), &root)?,
+                    _ => squashfs::mount_by_kernel(&path_of(&file.into()), image.offset, &root)?,
                 }
                 building.move_root(root);
                 building.based()

@@ -64,8 +64,8 @@ fn configure(device: &File, file: &File, info: LoopInfo64) -> nix::Result<()> {
     })
 }
 
-/// Attaches `file` read-only. The device goes when it is unmounted and the returned file is closed.
-pub fn attach(file: &File) -> std::io::Result<(PathBuf, File)> {
+/// Attaches `file` from `offset` on, read-only. The device goes when it is unmounted and the returned file is closed.
+pub fn attach(file: &File, offset: u64) -> std::io::Result<(PathBuf, File)> {
     let control = OpenOptions::new().read(true).write(true).open("/dev/loop-control")?;
     for _ in 0..TRIES {
         // SAFETY: LOOP_CTL_GET_FREE takes no argument and returns a number.
@@ -76,7 +76,7 @@ pub fn attach(file: &File) -> std::io::Result<(PathBuf, File)> {
             device: 0,
             inode: 0,
             rdevice: 0,
-            offset: 0,
+            offset,
             size_limit: 0,
             number: 0,
             encrypt_type: 0,

@@ -69,7 +69,7 @@ pub fn find_squashfuse(configured: Option<&Path>) -> Result<PathBuf> {
 /// Starts squashfuse, waiting. To be called in the sandbox's user namespace (the kernel wants /dev/fuse
 /// opened where the mount is made) and still in the host's mount namespace (squashfuse must not keep the
 /// sandbox alive).
-pub fn start_server(image: &Path, program: PathBuf) -> Result<Server> {
+pub fn start_server(image: &Path, offset: u64, program: PathBuf) -> Result<Server> {
     let fuse = OpenOptions::new().read(true).write(true).open("/dev/fuse").map_err(|e| {
         Error::new(
             Code::FuseClosed,
@@ -81,16 +81,16 @@ pub fn start_server(image: &Path, program: PathBuf) -> Result<Server> {
     let failed = |what: &'static str| move |e: nix::Error| Error::step(what, e);
     let (wait, go) = pipe2(OFlag::O_CLOEXEC).map_err(failed("making a pipe to squashfuse"))?;
     let errors = memory_file()?;
-    let arguments = [
-        program.clone().into_os_string().into_vec(),
-        b"-f".to_vec(),
-        image.as_os_str().to_owned().into_vec(),
-        format!("/dev/fd/{FUSE_FD}").into_bytes(),
-    ]
-    .map(CString::new)
-    .into_iter()
-    .collect::<std::result::Result<Vec<_>, _>>()
-    .map_err(|e| Error::new(Code::Usage, format!("image path: {e}"), "rename the image"))?;
+    let mut arguments = vec![program.clone().into_os_string().into_vec(), b"-f".to_vec()];
+    if offset > 0 {
+        arguments.extend([b"-o".to_vec(), format!("offset={offset}").into_bytes()]);
+    }
+    arguments.extend([image.as_os_str().to_owned().into_vec(), format!("/dev/fd/{FUSE_FD}").into_bytes()]);
+    let arguments = arguments
+        .into_iter()
+        .map(CString::new)
+        .collect::<std::result::Result<Vec<_>, _>>()
+        .map_err(|e| Error::new(Code::Usage, format!("image path: {e}"), "rename the image"))?;
     let null = File::open("/dev/null").map_err(|e| Error::step("opening /dev/null for squashfuse", e))?;
     // It runs in a session of its own and holds nothing else: hydra takes the end of PMI_FD for a rank's
     // death, and a launcher waits for the end of every rank's output.
@@ -157,7 +157,7 @@ impl Server {
 }
 
 /// Mounts by the kernel, with a loop device.
-pub fn mount_by_kernel(image: &Path, target: &Path) -> Result<()> {
+pub fn mount_by_kernel(image: &Path, offset: u64, target: &Path) -> Result<()> {
     let failed = |what: String| {
         move |e: std::io::Error| {
             Error::new(
@@ -168,8 +168,8 @@ pub fn mount_by_kernel(image: &Path, target: &Path) -> Result<()> {
         }
     };
     let file = File::open(image).map_err(failed(format!("opening {}", image.display())))?;
-    let (device, _open) =
-        loopdev::attach(&file).map_err(failed(format!("attaching {} to a loop device", image.display())))?;
+    let (device, _open) = loopdev::attach(&file, offset)
+        .map_err(failed(format!("attaching {} to a loop device", image.display())))?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_RDONLY;
     mount(Some(&device), target, Some("squashfs"), flags, None::<&Path>)
         .map_err(|e| failed(format!("mounting {} ({})", image.display(), device.display()))(e.into()))

@@ -65,7 +65,7 @@ fn add(cli: Cli, apps: &mut Vec<App>) -> Result<Vec<OsString>> {
         }
         None => Vec::new(),
     };
-    if command_line.is_empty() {
+    if command_line.is_empty() && !rest.is_empty() {
         return Err(usage("no command stands before `:`".to_owned()));
     }
     apps.push(App { ranks, run: Run { options, image, command: command_line } });

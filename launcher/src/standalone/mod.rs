@@ -9,6 +9,7 @@ mod input;
 mod output;
 pub mod topology;
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::os::fd::{AsFd, OwnedFd};
@@ -136,7 +137,15 @@ fn requests(apps: Vec<App>, mut environ: Environ, total: u32) -> Result<Vec<(u32
         scrub(&mut environ, &config);
         environ = environ.without(&["OMPI_COMM_WORLD_", "OMPI_UNIVERSE_SIZE"]);
         let (image, command) = (app.run.image, app.run.command);
-        let request = Rc::new(Request { image, command, config, environ, job: None, door: None });
+        let request = Rc::new(Request {
+            image,
+            command,
+            config,
+            environ,
+            job: None,
+            door: None,
+            entry: OnceCell::new(),
+        });
         out.extend((0..app.ranks).map(|_| (appnum, Rc::clone(&request))));
     }
     Ok(out)

@@ -1,5 +1,6 @@
 //! The steps that need an image: what is planned for it, what loads in it, and what ranks in it do.
 
+use std::cell::OnceCell;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -190,7 +191,15 @@ impl Inside {
     fn scout(&self, watch: &Watch, table: &mut Table) -> Result<Option<Scouted>> {
         let config = Config::load(&self.quiet, Some(&self.options))?;
         let (image, environ) = (self.image.clone(), self.quiet.clone());
-        let request = Request { image, command: Vec::new(), config, environ, job: None, door: None };
+        let request = Request {
+            image,
+            command: Vec::new(),
+            config,
+            environ,
+            job: None,
+            door: None,
+            entry: OnceCell::new(),
+        };
         let outcome = watch.run(self.limit, || {
             let scouted = request.scout().and_then(|scouted| crate::to_json(&scouted));
             match scouted.and_then(|text| crate::print(&text)) {

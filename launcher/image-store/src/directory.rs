@@ -1,0 +1,131 @@
+//! A root file system that lies unpacked in a directory, as a tree and data.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::atomic::Ordering;
+
+use nix::fcntl::OFlag;
+
+use crate::error::{Error, Result};
+use crate::layers::{LeftOut, Merge};
+use crate::tree::{Id, Meta, Node, Tree};
+
+/// Deeper than any image is.
+const MAX_DEPTH: usize = 512;
+
+struct Walk<'a, 'b> {
+    with: &'a mut Merge<'b>,
+    tree: Tree,
+    left_out: LeftOut,
+    /// Files that have several names, by device and inode.
+    known: HashMap<(u64, u64), Vec<Vec<u8>>>,
+    device: u64,
+    buffer: Vec<u8>,
+}
+
+/// Reads the directory. Other file systems that are mounted in it stay out, as empty directories.
+pub fn read(root: &Path, with: &mut Merge<'_>) -> Result<(Tree, LeftOut)> {
+    let meta = fs::symlink_metadata(root).map_err(|e| Error::reading(root, &e))?;
+    let mut walk = Walk {
+        with,
+        tree: Tree::default(),
+        left_out: LeftOut::default(),
+        known: HashMap::new(),
+        device: meta.dev(),
+        buffer: vec![0; 256 << 10],
+    };
+    walk.directory(root, &mut Vec::new())?;
+    Ok((walk.tree, walk.left_out))
+}
+
+impl Walk<'_, '_> {
+    fn directory(&mut self, path: &Path, parts: &mut Vec<Vec<u8>>) -> Result<()> {
+        if parts.len() > MAX_DEPTH {
+            return Err(Error::hostile(format!(
+                "{}: directories in more than {MAX_DEPTH} directories",
+                path.display()
+            )));
+        }
+        let meta = fs::symlink_metadata(path).map_err(|e| Error::reading(path, &e))?;
+        self.put(parts, &meta, Node::Directory(BTreeMap::new()))?;
+        if meta.dev() != self.device {
+            return Ok(());
+        }
+        let list = fs::read_dir(path)
+            .and_then(|dir| dir.map(|e| e.map(|e| e.file_name())).collect::<std::io::Result<Vec<_>>>());
+        let mut names = list.map_err(|e| Error::reading(path, &e))?;
+        // The same directory makes the same image.
+        names.sort();
+        for name in names {
+            let path = path.join(&name);
+            parts.push(name.as_bytes().to_vec());
+            self.entry(&path, parts)?;
+            parts.pop();
+        }
+        Ok(())
+    }
+
+    fn entry(&mut self, path: &Path, parts: &mut Vec<Vec<u8>>) -> Result<()> {
+        let meta = fs::symlink_metadata(path).map_err(|e| Error::reading(path, &e))?;
+        let kind = meta.file_type();
+        if kind.is_dir() {
+            return self.directory(path, parts);
+        }
+        if let Some(first) = self.known.get(&(meta.dev(), meta.ino())) {
+            let target: Vec<&[u8]> = first.iter().map(Vec::as_slice).collect();
+            let path: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
+            self.tree.link(&path, &target)?;
+            return Ok(());
+        }
+        let node = if kind.is_symlink() {
+            let to = fs::read_link(path).map_err(|e| Error::reading(path, &e))?;
+            Node::Symlink(to.as_os_str().as_bytes().into())
+        } else if kind.is_file() {
+            Node::File(self.content(path)?)
+        } else if kind.is_fifo() {
+            Node::Fifo
+        } else if kind.is_socket() {
+            Node::Socket
+        } else {
+            self.left_out.devices += 1;
+            return Ok(());
+        };
+        if meta.nlink() > 1 {
+            self.known.insert((meta.dev(), meta.ino()), parts.clone());
+        }
+        self.put(parts, &meta, node).map(drop)
+    }
+
+    fn put(&mut self, parts: &[Vec<u8>], meta: &fs::Metadata, node: Node) -> Result<Id> {
+        let path: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
+        let is_directory = matches!(node, Node::Directory(_));
+        let meta = Meta {
+            mode: self.left_out.mode((meta.mode() & 0o7777) as u16, is_directory),
+            uid: meta.uid(),
+            gid: meta.gid(),
+            mtime: u32::try_from(meta.mtime().max(0)).unwrap_or(u32::MAX),
+            xattrs: Vec::new(),
+        };
+        self.tree.put(&path, meta, node)
+    }
+
+    fn content(&mut self, path: &Path) -> Result<u32> {
+        let failed = |e: std::io::Error| Error::reading(path, &e);
+        // Not through a link that has come since, and not waiting for a FIFO.
+        let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
+        let mut file = File::options().read(true).custom_flags(flags.bits()).open(path).map_err(failed)?;
+        loop {
+            let n = file.read(&mut self.buffer).map_err(failed)?;
+            if n == 0 {
+                return self.with.data.end();
+            }
+            self.with.allowance.take(n as u64)?;
+            self.with.read.fetch_add(n as u64, Ordering::Relaxed);
+            self.with.data.write(&self.buffer[..n])?;
+        }
+    }
+}

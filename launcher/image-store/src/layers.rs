@@ -1,0 +1,546 @@
+//! A stack of layers merged into one tree, by the rules of the OCI image specification (layer.md).
+//!
+//! Layers are read from the top down: what an upper one replaces is not even compressed. Their changes are applied from
+//! the bottom up, as the specification has them. Whether a file is hidden is told by its path alone while reading; if
+//! links make that wrong, the few files that are needed after all are read in a second pass.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread;
+
+use sha2::{Digest as _, Sha256};
+
+use crate::codec::{self, Allowance, Compression, Limited};
+use crate::error::{Error, Kind, Result};
+use crate::name::Digest;
+use crate::squash::Data;
+use crate::tar::{Entry, Piece, Reader, What};
+use crate::tree::{Id, Meta, Node, Tree, parts};
+
+/// Entries of one image. Four times the largest that is known (a whole Spack tree).
+const MAX_ENTRIES: u64 = 8_000_000;
+/// What is read ahead of the archive's reader: so many pieces of 256 KiB.
+const AHEAD: usize = 8;
+const PIECE: usize = 256 << 10;
+/// layer.md, "Whiteouts".
+const WHITEOUT: &[u8] = b".wh.";
+const OPAQUE: &[u8] = b".wh..wh..opq";
+
+/// Bytes somewhere in a file.
+#[derive(Clone, Debug)]
+pub struct Blob {
+    /// The file.
+    pub file: Arc<File>,
+    /// Where it is, for messages.
+    pub path: PathBuf,
+    /// Where the bytes begin.
+    pub offset: u64,
+    /// How many.
+    pub length: u64,
+}
+
+impl Blob {
+    /// A whole file.
+    pub fn whole(file: File, path: PathBuf) -> Result<Blob> {
+        let length = file.metadata().map_err(|e| Error::reading(&path, &e))?.len();
+        Ok(Blob { file: Arc::new(file), path, offset: 0, length })
+    }
+
+    /// Reads it from its begin.
+    pub fn reader(&self) -> BlobReader {
+        BlobReader { blob: self.clone(), at: 0 }
+    }
+
+    /// A part of it.
+    pub fn part(&self, offset: u64, length: u64) -> Blob {
+        Blob { offset: self.offset + offset, length, ..self.clone() }
+    }
+
+    /// All of it, if it has no more than `most` bytes.
+    pub fn read(&self, most: u64) -> Result<Vec<u8>> {
+        if self.length > most {
+            let length = crate::error::size(self.length);
+            return Err(Error::hostile(format!(
+                "{}: {length} where at most {} make sense",
+                self.path.display(),
+                crate::error::size(most)
+            )));
+        }
+        let mut bytes = Vec::new();
+        self.reader().read_to_end(&mut bytes).map_err(|e| Error::reading(&self.path, &e))?;
+        Ok(bytes)
+    }
+}
+
+/// A blob being read.
+pub struct BlobReader {
+    blob: Blob,
+    at: u64,
+}
+
+impl BlobReader {
+    /// How much has been read or passed over.
+    pub fn at(&self) -> u64 {
+        self.at
+    }
+
+    /// Passes over so many bytes; whether there were as many.
+    pub fn pass(&mut self, bytes: u64) -> bool {
+        let at = self.at.checked_add(bytes).filter(|at| *at <= self.blob.length);
+        self.at = at.unwrap_or(self.blob.length);
+        at.is_some()
+    }
+}
+
+impl Read for BlobReader {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let want = (self.blob.length - self.at).min(into.len() as u64) as usize;
+        let n = self.blob.file.read_at(&mut into[..want], self.blob.offset + self.at)?;
+        if n == 0 && want > 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.at += n as u64;
+        Ok(n)
+    }
+}
+
+/// One layer, and what it must be.
+#[derive(Clone, Debug)]
+pub struct Layer {
+    /// Its bytes, compressed or not.
+    pub blob: Blob,
+    /// What to call it.
+    pub name: String,
+    /// Of the blob.
+    pub digest: Option<Digest>,
+    /// Of what comes out of it.
+    pub diff_id: Option<Digest>,
+}
+
+/// What was left out of an image, and why it is no loss.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LeftOut {
+    /// Device nodes: no sandbox could open them, and the host's /dev is there.
+    pub devices: u64,
+    /// Set-id bits: no sandbox honours them.
+    pub set_ids: u64,
+    /// Extended attributes that only a system's administrator may set.
+    pub attributes: u64,
+}
+
+impl LeftOut {
+    /// For people.
+    pub fn notes(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        let mut say = |n: u64, what: &str| {
+            if n > 0 {
+                notes.push(format!("{n} {what}"));
+            }
+        };
+        say(self.devices, "device nodes left out: programs see the host's /dev");
+        say(self.set_ids, "set-uid or set-gid bits dropped: containers give no privileges");
+        say(self.attributes, "privileged extended attributes left out");
+        notes
+    }
+
+    /// What may be kept of an entry's mode.
+    pub fn mode(&mut self, mode: u16, is_directory: bool) -> u16 {
+        // A directory's set-gid bit gives no rights.
+        let kept = if is_directory { 0o3777 } else { 0o1777 };
+        if mode & 0o6000 & !kept != 0 {
+            self.set_ids += 1;
+        }
+        mode & kept
+    }
+
+    /// What may be kept of its attributes. Those of overlay mounts would change what a sandbox shows.
+    pub fn xattrs(&mut self, xattrs: Vec<(Vec<u8>, Vec<u8>)>) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let all = xattrs.len();
+        let is_kept = |name: &[u8]| name.starts_with(b"user.") && !name.starts_with(b"user.overlay.");
+        let kept: BTreeMap<_, _> = xattrs.into_iter().filter(|(name, _)| is_kept(name)).collect();
+        self.attributes += (all - kept.len()) as u64;
+        kept.into_iter().collect()
+    }
+}
+
+/// What an entry does to the layers below.
+enum Change {
+    /// Removes a path.
+    Whiteout(Box<[u8]>),
+    /// Empties a directory.
+    Opaque(Box<[u8]>),
+    /// Puts something at a path; a file whose data were not kept has the number MAX.
+    Put(Box<[u8]>, Box<(Meta, Node)>),
+    /// Another name of what is at the second path.
+    Link(Box<[u8]>, Box<[u8]>),
+}
+
+/// Paths of upper layers.
+#[derive(Default)]
+struct Above {
+    /// Everything that has been put or removed.
+    paths: HashSet<Box<[u8]>>,
+    /// What hides all below it: files and whiteouts.
+    closed: HashSet<Box<[u8]>>,
+    /// Directories whose earlier contents are hidden.
+    opaque: HashSet<Box<[u8]>>,
+    /// Has another name.
+    linked: HashSet<Box<[u8]>>,
+}
+
+impl Above {
+    fn hides(&self, path: &[u8]) -> bool {
+        if self.linked.contains(path) {
+            return false;
+        }
+        let above = |end: usize| {
+            let above = &path[..end];
+            self.closed.contains(above) || self.opaque.contains(above)
+        };
+        self.paths.contains(path)
+            || self.opaque.contains(&b""[..])
+            || path.iter().enumerate().any(|(i, b)| *b == b'/' && above(i))
+    }
+
+    fn add(&mut self, changes: &[Change]) {
+        for change in changes {
+            match change {
+                Change::Whiteout(path) => {
+                    self.paths.insert(path.clone());
+                    self.closed.insert(path.clone());
+                }
+                Change::Opaque(path) => {
+                    self.opaque.insert(path.clone());
+                }
+                Change::Put(path, node) => {
+                    if !matches!(node.1, Node::Directory(_)) {
+                        self.closed.insert(path.clone());
+                    }
+                    self.paths.insert(path.clone());
+                }
+                Change::Link(path, target) => {
+                    self.paths.insert(path.clone());
+                    self.closed.insert(path.clone());
+                    self.linked.insert(target.clone());
+                }
+            }
+        }
+    }
+}
+
+/// What merging is done with.
+pub struct Merge<'a> {
+    /// Where data go.
+    pub data: &'a mut Data,
+    /// How much may come out of the layers.
+    pub allowance: Allowance,
+    /// Bytes of the blobs that have been read, for who shows it.
+    pub read: Arc<AtomicU64>,
+}
+
+/// Merges layers, the lowest first.
+pub fn merge(layers: &[Layer], with: &mut Merge<'_>) -> Result<(Tree, LeftOut)> {
+    let mut left_out = LeftOut::default();
+    let mut above = Above::default();
+    let mut entries = MAX_ENTRIES;
+    let mut changes = Vec::new();
+    for layer in layers.iter().rev() {
+        let keep = |_: usize, path: &[u8]| !above.hides(path);
+        let of_layer =
+            read(layer, with, &mut left_out, &mut entries, &keep, true).map_err(|e| e.of(&layer.name))?;
+        above.add(&of_layer);
+        changes.push(of_layer);
+    }
+    changes.reverse();
+    drop(above);
+    let (mut tree, sources) = apply(layers, &changes)?;
+    drop(changes);
+    // Files that are there, and whose data are not.
+    let names = tree.names();
+    let mut lacking: BTreeMap<usize, BTreeMap<usize, Id>> = BTreeMap::new();
+    for (id, layer, number) in sources {
+        if names[id as usize] > 0 && matches!(tree.get(id).1, Node::File(u32::MAX)) {
+            lacking.entry(layer).or_default().insert(number, id);
+        }
+    }
+    for (layer, wanted) in lacking {
+        let layer = &layers[layer];
+        let keep = |number: usize, _: &[u8]| wanted.contains_key(&number);
+        let again = read(layer, with, &mut LeftOut::default(), &mut entries, &keep, false)
+            .map_err(|e| e.of(&layer.name))?;
+        for (number, change) in again.into_iter().enumerate() {
+            if let (Some(id), Change::Put(_, node)) = (wanted.get(&number), change)
+                && let Node::File(data) = node.1
+            {
+                tree.set_file(*id, data);
+            }
+        }
+    }
+    Ok((tree, left_out))
+}
+
+/// A file without data: which change of which layer it is.
+type Lacking = (Id, usize, usize);
+
+/// Applies the changes of all layers.
+fn apply(layers: &[Layer], changes: &[Vec<Change>]) -> Result<(Tree, Vec<Lacking>)> {
+    let mut tree = Tree::default();
+    let mut sources = Vec::new();
+    for (number, (layer, changes)) in layers.iter().zip(changes).enumerate() {
+        let of = |e: Error| e.of(&layer.name);
+        // Whiteouts are for what lies below, wherever they stand in the archive.
+        for change in changes {
+            match change {
+                Change::Whiteout(path) => tree.remove(&parts(path).map_err(of)?).map_err(of)?,
+                Change::Opaque(path) => tree.clear(&parts(path).map_err(of)?).map_err(of)?,
+                Change::Put(..) | Change::Link(..) => {}
+            }
+        }
+        for (at, change) in changes.iter().enumerate() {
+            match change {
+                Change::Whiteout(_) | Change::Opaque(_) => {}
+                Change::Put(path, node) => {
+                    let (meta, node) = &**node;
+                    let lacks = matches!(node, Node::File(u32::MAX));
+                    let id = tree.put(&parts(path).map_err(of)?, meta.clone(), node.clone()).map_err(of)?;
+                    if lacks {
+                        sources.push((id, number, at));
+                    }
+                }
+                Change::Link(path, target) => {
+                    let (path, target) = (parts(path).map_err(of)?, parts(target).map_err(of)?);
+                    tree.link(&path, &target).map_err(of)?;
+                }
+            }
+        }
+    }
+    Ok((tree, sources))
+}
+
+/// Reads a layer to its end, and checks that it is what it must be. Files that are not kept are numbered MAX.
+fn read(
+    layer: &Layer,
+    with: &mut Merge<'_>,
+    left_out: &mut LeftOut,
+    entries: &mut u64,
+    keep: &dyn Fn(usize, &[u8]) -> bool,
+    count: bool,
+) -> Result<Vec<Change>> {
+    let (pieces, taken) = sync_channel::<io::Result<Vec<u8>>>(AHEAD);
+    let raw = Raw {
+        inner: layer.blob.reader(),
+        hash: layer.digest.as_ref().map(|_| Sha256::new()),
+        read: Arc::clone(&with.read),
+    };
+    thread::scope(|scope| {
+        let decoding = thread::Builder::new().spawn_scoped(scope, move || decode(raw, &pieces));
+        let decoding = decoding
+            .map_err(|e| Error::new(Kind::Io, format!("cannot start a thread: {e}"), "see ulimit -u"))?;
+        let hash = layer.diff_id.as_ref().map(|_| Sha256::new());
+        let mut stream = Stream { taken, piece: Vec::new(), at: 0, hash };
+        // A second look takes nothing more of the allowance.
+        let allowance = if count { with.allowance.clone() } else { Allowance::new(u64::MAX) };
+        let mut reader = Reader::new(Limited::new(&mut stream, allowance.clone()));
+        let mut changes = Vec::new();
+        while let Some(entry) = reader.next_entry()? {
+            *entries = entries.checked_sub(1).ok_or_else(too_many)?;
+            change(entry, &mut reader, with.data, left_out, &allowance, &mut changes, keep)?;
+        }
+        let mut rest = reader.into_inner();
+        io::copy(&mut rest, &mut io::sink()).map_err(codec::error)?;
+        let hash = stream.hash.take();
+        drop(stream);
+        let ended =
+            |_| Error::new(Kind::Io, "a thread that decompresses has ended", "look for a limit of memory");
+        let blob_hash = decoding.join().map_err(ended)?.map_err(codec::error)?;
+        let check = |what: &str, is: Option<Vec<u8>>, must: &Option<Digest>| match (is, must) {
+            (Some(is), Some(must)) if Digest::of_bytes(&is) != *must => Err(Error::new(
+                Kind::Digest,
+                format!("{what} is {}, and must be {must}", Digest::of_bytes(&is)),
+                "copy or pull the image again: this is not what was published",
+            )),
+            _ => Ok(()),
+        };
+        check("the layer's digest", blob_hash, &layer.digest)?;
+        check("the digest of the layer's archive", hash.map(|h| h.finalize().to_vec()), &layer.diff_id)?;
+        Ok(changes)
+    })
+}
+
+fn too_many() -> Error {
+    Error::new(Kind::TooLarge, format!("the image has more than {MAX_ENTRIES} entries"), "split it")
+}
+
+/// Takes one entry in.
+fn change<R: Read>(
+    entry: Entry,
+    reader: &mut Reader<R>,
+    data: &mut Data,
+    left_out: &mut LeftOut,
+    allowance: &Allowance,
+    changes: &mut Vec<Change>,
+    keep: &dyn Fn(usize, &[u8]) -> bool,
+) -> Result<()> {
+    let parts = parts(&entry.path)?;
+    let path: Box<[u8]> = parts.join(&b'/').into();
+    if let Some((name, above)) = parts.split_last()
+        && name.starts_with(WHITEOUT)
+    {
+        let above = above.join(&b'/');
+        if *name == OPAQUE {
+            changes.push(Change::Opaque(above.into()));
+        } else if !name.starts_with(b".wh..wh.") {
+            let hidden = &name[WHITEOUT.len()..];
+            if hidden.is_empty() || hidden == b"." || hidden == b".." {
+                return Err(Error::hostile(format!(
+                    "the whiteout {:?} of nothing",
+                    String::from_utf8_lossy(&path)
+                )));
+            }
+            let mut hidden_path = above;
+            if !hidden_path.is_empty() {
+                hidden_path.push(b'/');
+            }
+            hidden_path.extend_from_slice(hidden);
+            changes.push(Change::Whiteout(hidden_path.into()));
+        }
+        return Ok(());
+    }
+    let is_directory = entry.what == What::Directory;
+    let node = match entry.what {
+        What::Directory => Node::Directory(BTreeMap::new()),
+        What::Symlink(to) => Node::Symlink(to.into()),
+        What::Fifo => Node::Fifo,
+        What::File => {
+            if keep(changes.len(), &path) {
+                // Holes come from nowhere, and count as what they are.
+                let number = content(reader, data, allowance)?;
+                Node::File(number)
+            } else {
+                Node::File(u32::MAX)
+            }
+        }
+        What::Link(target) => {
+            let target: Box<[u8]> = crate::tree::parts(&target)?.join(&b'/').into();
+            changes.push(Change::Link(path, target));
+            return Ok(());
+        }
+        What::Character(..) | What::Block(..) => {
+            left_out.devices += 1;
+            return Ok(());
+        }
+    };
+    let meta = Meta {
+        mode: left_out.mode(entry.mode, is_directory),
+        uid: entry.uid,
+        gid: entry.gid,
+        mtime: entry.mtime,
+        xattrs: left_out.xattrs(entry.xattrs),
+    };
+    changes.push(Change::Put(path, Box::new((meta, node))));
+    Ok(())
+}
+
+fn content<R: Read>(reader: &mut Reader<R>, data: &mut Data, allowance: &Allowance) -> Result<u32> {
+    reader.content(|piece| match piece {
+        Piece::Data(bytes) => data.write(bytes),
+        Piece::Hole(zeros) => {
+            allowance.take(zeros)?;
+            data.hole(zeros)
+        }
+    })?;
+    data.end()
+}
+
+/// Decompresses, in a thread of its own, to the blob's end. Answers the blob's hash, if it is wanted.
+fn decode(mut raw: Raw, pieces: &SyncSender<io::Result<Vec<u8>>>) -> io::Result<Option<Vec<u8>>> {
+    if let Err(e) = decompress(&mut raw, pieces) {
+        let _ = pieces.send(Err(e));
+        return Ok(None);
+    }
+    // Decoders stop at their stream's end.
+    io::copy(&mut raw, &mut io::sink())?;
+    Ok(raw.hash.map(|h| h.finalize().to_vec()))
+}
+
+fn decompress(raw: &mut Raw, pieces: &SyncSender<io::Result<Vec<u8>>>) -> io::Result<()> {
+    let (_, mut decoder) = codec::decoder(raw).map_err(io::Error::other)?;
+    loop {
+        let mut piece = vec![0; PIECE];
+        let mut have = 0;
+        while have < PIECE {
+            match decoder.read(&mut piece[have..]) {
+                Ok(0) => break,
+                Ok(n) => have += n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        piece.truncate(have);
+        if have == 0 || pieces.send(Ok(piece)).is_err() {
+            return Ok(());
+        }
+    }
+}
+
+/// A blob being read: hashed and counted.
+struct Raw {
+    inner: BlobReader,
+    hash: Option<Sha256>,
+    read: Arc<AtomicU64>,
+}
+
+impl Read for Raw {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(into)?;
+        if let Some(hash) = &mut self.hash {
+            hash.update(&into[..n]);
+        }
+        self.read.fetch_add(n as u64, Ordering::Relaxed);
+        Ok(n)
+    }
+}
+
+/// What the decompressing thread sends.
+struct Stream {
+    taken: Receiver<io::Result<Vec<u8>>>,
+    piece: Vec<u8>,
+    at: usize,
+    hash: Option<Sha256>,
+}
+
+impl Read for Stream {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        if self.at == self.piece.len() {
+            match self.taken.recv() {
+                Err(_) => return Ok(0),
+                Ok(Err(e)) => return Err(e),
+                Ok(Ok(piece)) => {
+                    self.piece = piece;
+                    self.at = 0;
+                    if let Some(hash) = &mut self.hash {
+                        hash.update(&self.piece);
+                    }
+                }
+            }
+        }
+        let n = into.len().min(self.piece.len() - self.at);
+        into[..n].copy_from_slice(&self.piece[self.at..self.at + n]);
+        self.at += n;
+        Ok(n)
+    }
+}
+
+/// How an archive of one layer is compressed.
+pub fn compression(blob: &Blob) -> Result<Compression> {
+    let mut head = [0u8; 6];
+    let want = head.len().min(blob.length as usize);
+    blob.file.read_exact_at(&mut head[..want], blob.offset).map_err(|e| Error::reading(&blob.path, &e))?;
+    Ok(Compression::of(&head[..want]))
+}

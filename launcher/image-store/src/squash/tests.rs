@@ -1,0 +1,1 @@
+//! SquashFS files, read by the tools of others.

@@ -1,0 +1,341 @@
+//! `hpc-launch image`: what users do with stores of images.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand, ValueEnum};
+use image_store::import::{self, Progress};
+use image_store::source::Source;
+use image_store::squash::Compressor;
+use image_store::store::{ImageRecord, Named, Origin, Store, Stored};
+use image_store::{Digest, Kind as Fault, Name, error::size};
+use serde::Serialize;
+
+use super::{options, own_store, progress};
+use crate::cli::Options;
+use crate::config::{Config, Size};
+use crate::environ::Environ;
+use crate::error::{Code, Error, Result};
+
+/// What to do.
+#[derive(Subcommand, Debug)]
+pub enum Action {
+    /// Make an image of a directory, an archive or another image's file, and give it a name
+    Import(Import),
+    /// Print the images of all stores
+    List {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+        /// Which stores.
+        #[command(flatten)]
+        stores: Stores,
+    },
+    /// Print what an image is and where it came from, as JSON
+    Inspect {
+        /// Its name, or the digest of its record
+        name: String,
+        /// Which stores.
+        #[command(flatten)]
+        stores: Stores,
+    },
+    /// Read every image and compare it with its digest; exit status 1 if something is wrong
+    Verify {
+        /// Which stores.
+        #[command(flatten)]
+        stores: Stores,
+    },
+    /// Take a name away from an image; `gc` removes images that have none
+    Rm {
+        /// The names
+        #[arg(required = true)]
+        names: Vec<String>,
+        /// Which stores.
+        #[command(flatten)]
+        stores: Stores,
+    },
+    /// Remove images without a name, and what writers that were killed have left
+    Gc {
+        /// Also images that were made of archives to run them, and those of the last hour
+        #[arg(long)]
+        all: bool,
+        /// Which stores.
+        #[command(flatten)]
+        stores: Stores,
+    },
+}
+
+/// Arguments of `import`.
+#[derive(Args, Debug)]
+pub struct Import {
+    /// A directory, a SquashFS or SIF file, an archive (tar, docker save, OCI layout); of several images: PATH:NAME
+    pub source: PathBuf,
+    /// What to call it: NAME or NAME:TAG
+    pub name: String,
+    /// How the image is compressed: zstd (small) or lz4 (read faster, larger)
+    #[arg(long, value_enum, default_value = "zstd")]
+    pub compression: Compression,
+    /// What may come out of it: 500M, 200G [default: 64G]
+    #[arg(long, value_name = "SIZE", value_parser = Size::parse)]
+    pub max_size: Option<Size>,
+    /// Which stores.
+    #[command(flatten)]
+    pub stores: Stores,
+}
+
+/// How images are compressed.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Compression {
+    /// Zstandard
+    Zstd,
+    /// LZ4
+    Lz4,
+}
+
+/// Which stores.
+#[derive(Args, Debug, Clone)]
+pub struct Stores {
+    /// This store, beside the site's [default: ~/.local/share/hpc-launch/images]
+    #[arg(long, value_name = "DIR", value_parser = crate::cli::absolute)]
+    pub store: Option<PathBuf>,
+}
+
+impl Stores {
+    fn config(&self, environ: &Environ, max_size: Option<Size>) -> Result<Config> {
+        let options = Options { store: self.store.clone(), max_size, ..Options::default() };
+        Config::load(environ, Some(&options))
+    }
+}
+
+/// Does it; answers the exit status.
+pub fn run(action: &Action, environ: &Environ) -> Result<u8> {
+    match action {
+        Action::Import(args) => import(args, &args.stores.config(environ, args.max_size)?),
+        Action::List { json, stores } => list(&stores.config(environ, None)?, *json),
+        Action::Inspect { name, stores } => inspect(name, &stores.config(environ, None)?),
+        Action::Verify { stores } => verify(&stores.config(environ, None)?),
+        Action::Rm { names, stores } => remove(names, &stores.config(environ, None)?),
+        Action::Gc { all, stores } => collect(*all, &stores.config(environ, None)?),
+    }
+}
+
+/// The stores that are there.
+fn stores(config: &Config) -> Result<Vec<Store>> {
+    let mut all = Vec::new();
+    for root in &config.store {
+        match Store::open(&root.value) {
+            Ok(store) => all.push(store),
+            Err(e) if e.kind == Fault::Missing => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(all)
+}
+
+fn import(args: &Import, config: &Config) -> Result<u8> {
+    let name: Name = args.name.parse()?;
+    let source = Source::open(&args.source)?;
+    let store = own_store(config)?;
+    let compressor = match args.compression {
+        Compression::Zstd => Compressor::Zstd,
+        Compression::Lz4 => Compressor::Lz4,
+    };
+    let what = format!("importing {}, {}", args.source.display(), source.form.name());
+    let progress = Progress::default();
+    let imported = progress::shown(
+        &what,
+        &progress,
+        &|| (),
+        |_| false,
+        |waiting| {
+            import::import(&source, &store, &options(config, compressor), &progress, waiting, &|stored| {
+                store.name(&name, &stored.id)
+            })
+        },
+    )?;
+    for note in &imported.notes {
+        eprintln!("hpc-launch: {note}");
+    }
+    for other in stores(config)?.iter().take_while(|s| s.root != store.root) {
+        if other.find(&name)?.is_some() {
+            eprintln!("hpc-launch: warning: {} has {name} too, and comes first", other.root.display());
+        }
+    }
+    let there = if imported.was_there { ", which was there" } else { "" };
+    let Stored { id, record, .. } = &imported.stored;
+    crate::print(&format!(
+        "{name}: {} ({}){there}, in {}\n",
+        id.short(),
+        size(record.size),
+        store.root.display()
+    ))?;
+    Ok(0)
+}
+
+/// One line of a list.
+#[derive(Serialize)]
+struct Line {
+    name: String,
+    id: Digest,
+    size: u64,
+    platform: String,
+    since: u64,
+    store: PathBuf,
+}
+
+fn list(config: &Config, json: bool) -> Result<u8> {
+    let mut lines = Vec::new();
+    for store in stores(config)? {
+        for (name, Named { image, since }) in store.names()? {
+            let record = store.image(&image).map(|s| s.record);
+            let (size, platform) = record.map_or((0, "missing".to_owned()), |r| {
+                (
+                    r.size,
+                    if r.platform.architecture.is_empty() { "-".to_owned() } else { r.platform.to_string() },
+                )
+            });
+            lines.push(Line {
+                name: name.to_string(),
+                id: image,
+                size,
+                platform,
+                since,
+                store: store.root.clone(),
+            });
+        }
+    }
+    if json {
+        return crate::print(&crate::to_json(&lines)?).map(|()| 0);
+    }
+    let width = lines.iter().map(|l| l.name.len()).max().unwrap_or(0).max(4);
+    let mut text = String::new();
+    if !lines.is_empty() {
+        text.push_str(&format!("{:width$}  {:12}  {:>9}  {:14}  STORE\n", "NAME", "ID", "SIZE", "PLATFORM"));
+    }
+    for line in &lines {
+        let (id, bytes) = (line.id.short(), size(line.size));
+        text.push_str(&format!(
+            "{:width$}  {id:12}  {bytes:>9}  {:14}  {}\n",
+            line.name,
+            line.platform,
+            line.store.display()
+        ));
+    }
+    crate::print(&text).map(|()| 0)
+}
+
+/// The image of that name, or of that id.
+fn find(text: &str, config: &Config) -> Result<(Store, Stored)> {
+    let all = stores(config)?;
+    if let Ok(id) = text.parse::<Digest>() {
+        for store in &all {
+            if let Ok(stored) = store.image(&id) {
+                return Ok((store.clone(), stored));
+            }
+        }
+    } else {
+        let name: Name = text.parse()?;
+        for store in &all {
+            if let Some(stored) = store.find(&name)? {
+                return Ok((store.clone(), stored));
+            }
+        }
+        return Err(missing(&name, &all));
+    }
+    Err(Error::new(
+        Code::ImageMissing,
+        format!("no store has the image {text}"),
+        "`hpc-launch image list` lists all",
+    ))
+}
+
+fn missing(name: &Name, all: &[Store]) -> Error {
+    let near: Vec<String> = all.iter().flat_map(|s| s.near(name)).map(|n| n.to_string()).collect();
+    let tried: Vec<String> = all.iter().map(|s| s.root.display().to_string()).collect();
+    let what = match &tried[..] {
+        [] => format!("there is no image {name}: there is no store yet"),
+        tried => format!("there is no image {name} in {}", tried.join(", ")),
+    };
+    let cure = match &near[..] {
+        [] => "`hpc-launch image list` lists all; `hpc-launch image import` makes one".to_owned(),
+        near => format!("did you mean {}? (`hpc-launch image list` lists all)", near.join(" or ")),
+    };
+    Error::new(Code::ImageMissing, what, cure)
+}
+
+fn inspect(name: &str, config: &Config) -> Result<u8> {
+    #[derive(Serialize)]
+    struct Whole<'a> {
+        id: &'a Digest,
+        store: &'a Path,
+        file: PathBuf,
+        names: Vec<String>,
+        #[serde(flatten)]
+        record: &'a ImageRecord,
+        origin: Option<Origin>,
+    }
+    let (store, stored) = find(name, config)?;
+    let names = store.names()?.into_iter().filter(|(_, named)| named.image == stored.id);
+    let whole = Whole {
+        id: &stored.id,
+        store: &store.root,
+        file: stored.file(),
+        names: names.map(|(name, _)| name.to_string()).collect(),
+        record: &stored.record,
+        origin: stored.origin(),
+    };
+    crate::print(&crate::to_json(&whole)?).map(|()| 0)
+}
+
+fn verify(config: &Config) -> Result<u8> {
+    let mut wrong = 0;
+    for store in stores(config)? {
+        let mut images = 0;
+        let findings = store.verify(|_| images += 1)?;
+        for finding in &findings {
+            eprintln!("hpc-launch: {} {}", finding.path.display(), finding.what);
+        }
+        wrong += findings.len();
+        let left = store.leftovers()?.len();
+        let left = if left == 0 {
+            String::new()
+        } else {
+            format!("; {left} leftovers of writers that were killed (gc removes them)")
+        };
+        crate::print(&format!(
+            "{}: {images} images, {} faults{left}\n",
+            store.root.display(),
+            findings.len()
+        ))?;
+    }
+    if wrong > 0 {
+        eprintln!(
+            "hpc-launch: import or pull again what is damaged; `hpc-launch image rm` and `gc` remove it"
+        );
+    }
+    Ok(u8::from(wrong > 0))
+}
+
+fn remove(names: &[String], config: &Config) -> Result<u8> {
+    let store = own_store(config)?;
+    for text in names {
+        let name: Name = text.parse()?;
+        if !store.unname(&name)? {
+            return Err(missing(&name, std::slice::from_ref(&store)));
+        }
+        crate::print(&format!("{name} removed; `hpc-launch image gc` frees what nothing names\n"))?;
+    }
+    Ok(0)
+}
+
+fn collect(all: bool, config: &Config) -> Result<u8> {
+    let store = own_store(config)?;
+    let collected = store.collect(all)?;
+    crate::print(&format!(
+        "{} images removed ({}), and {} leftovers, from {}\n",
+        collected.images.len(),
+        size(collected.bytes),
+        collected.leftovers,
+        store.root.display()
+    ))?;
+    Ok(0)
+}
