@@ -10,6 +10,7 @@ pub mod host;
 pub mod host_mpi;
 pub mod hosts;
 pub mod image;
+pub mod layout;
 pub mod leaks;
 pub mod loader;
 pub mod machine;

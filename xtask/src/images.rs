@@ -48,6 +48,9 @@ pub fn make(layout: &Layout, names: &[String], squashfs: bool) -> Result<()> {
         })?;
     }
     for image in &wanted {
+        if image.recipe.is_optional() && missing(image) {
+            continue;
+        }
         link(layout, &cache, &image.cached, &image.name)?;
         if squashfs {
             link(layout, &cache, &squashfs_name(image), &format!("{}.sqfs", image.name))?;
@@ -84,10 +87,12 @@ fn build(
         let log = layout.log(&format!("images-{}", suite.name))?;
         let workshop = Workshop { layout, builder, suite, examples, log };
         for image in wanted.iter().filter(|image| image.recipe.suite == suite) {
-            let context = || format!("image {}", image.name);
-            let root = workshop.image(image).with_context(context)?;
-            if squashfs {
-                workshop.squashfs(image, &root).with_context(context)?;
+            let made = workshop
+                .image(image)
+                .and_then(|root| if squashfs { workshop.squashfs(image, &root).map(drop) } else { Ok(()) });
+            match made.with_context(|| format!("image {}", image.name)) {
+                Err(e) if image.recipe.is_optional() => eprintln!("    goes without: {e:#}"),
+                other => other?,
             }
         }
         Ok(())
@@ -115,6 +120,12 @@ impl Workshop<'_> {
         let recipe = image.recipe;
         self.builder.ensure("images", &image.cached, |path| {
             let base = self.root(recipe.name, &recipe.packages())?;
+            if recipe.content == Content::Apptainer {
+                run::output(Command::new("cp").args(["-a", "--reflink=auto"]).arg(base).arg(path))?;
+                run::output(Command::new("chmod").args(["-R", "a+rX"]).arg(path))?;
+                eprintln!("    made {}", recipe.name);
+                return Ok(());
+            }
             let programs = self.programs(recipe.content.mpi())?;
             run::output(Command::new("cp").args(["-a", "--reflink=auto"]).arg(base).arg(path))?;
             let to = path.join("opt/examples");

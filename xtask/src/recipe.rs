@@ -23,6 +23,8 @@ pub struct Suite {
 static BULLSEYE: Suite = Suite { name: "bullseye", merged_usr: false, openmpi: "libopenmpi3" };
 static BOOKWORM: Suite = Suite { name: "bookworm", merged_usr: true, openmpi: "libopenmpi3" };
 static TRIXIE: Suite = Suite { name: "trixie", merged_usr: true, openmpi: "libopenmpi40" };
+/// The only one that has Apptainer. It changes every day.
+static SID: Suite = Suite { name: "sid", merged_usr: true, openmpi: "libopenmpi40" };
 
 /// An MPI implementation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -89,6 +91,8 @@ pub enum Content {
     Python(Mpi),
     /// The C library and two programs that need no more. No shell.
     Libc,
+    /// Apptainer, which builds SIF files of the others.
+    Apptainer,
 }
 
 impl Content {
@@ -96,7 +100,7 @@ impl Content {
     pub fn mpi(self) -> Option<Mpi> {
         match self {
             Self::Mpi(mpi) | Self::Python(mpi) => Some(mpi),
-            Self::Libc => None,
+            Self::Libc | Self::Apptainer => None,
         }
     }
 }
@@ -112,7 +116,7 @@ pub struct Recipe {
     pub content: Content,
 }
 
-static RECIPES: [Recipe; 11] = [
+static RECIPES: [Recipe; 12] = [
     Recipe { name: "bullseye-openmpi", suite: &BULLSEYE, content: Content::Mpi(Mpi::OpenMpi) },
     Recipe { name: "bullseye-mpich", suite: &BULLSEYE, content: Content::Mpi(Mpi::Mpich) },
     Recipe { name: "bookworm-openmpi", suite: &BOOKWORM, content: Content::Mpi(Mpi::OpenMpi) },
@@ -124,10 +128,14 @@ static RECIPES: [Recipe; 11] = [
     Recipe { name: "bookworm-mpich-wheel", suite: &BOOKWORM, content: Content::Mpi(MPICH_WHEEL) },
     Recipe { name: "bookworm-intel", suite: &BOOKWORM, content: Content::Mpi(INTEL_WHEEL) },
     Recipe { name: "libc", suite: &BOOKWORM, content: Content::Libc },
+    Recipe { name: APPTAINER, suite: &SID, content: Content::Apptainer },
 ];
 
 /// The image that `cargo xtask demo` runs: another name for the one whose MPI is the host's.
 pub const DEMO: &str = "demo";
+
+/// The image that has Apptainer in it.
+pub const APPTAINER: &str = "apptainer";
 
 /// All names that `cargo xtask images` knows.
 pub fn names() -> Vec<&'static str> {
@@ -147,8 +155,18 @@ pub fn named(name: &str, host: Mpi) -> Result<&'static Recipe> {
 }
 
 impl Recipe {
+    /// Whether tests do without it where it cannot be made: Debian's unstable release is broken at times.
+    pub fn is_optional(&self) -> bool {
+        self.suite == &SID
+    }
+
     /// The packages asked for; what they depend on comes along.
     pub fn packages(&self) -> Vec<&'static str> {
+        if self.content == Content::Apptainer {
+            let tools =
+                ["base-files", "base-passwd", "libc-bin", "bash", "coreutils", "dash", "usr-is-merged"];
+            return [&tools[..], &["apptainer"]].concat();
+        }
         let Some(mpi) = self.content.mpi() else { return vec!["libc6"] };
         // As small as an image can be in which a user's scripts still run.
         let mut packages = vec!["base-files", "base-passwd", "libc-bin", "bash", "coreutils", "dash"];

@@ -26,7 +26,8 @@ pub enum Set {
 const IMAGES: &[&str] = &["apt", "dpkg", "debian-archive-keyring", "tar", "util-linux"];
 
 /// A linker for Rust, a launcher, and useradd.
-const DEMO: &[&str] = &["gcc", "libc6-dev", "openmpi-bin", "passwd"];
+/// musl-tools: a compiler for zstd's sources, which the launcher has in it.
+const DEMO: &[&str] = &["gcc", "libc6-dev", "musl-tools", "openmpi-bin", "passwd"];
 
 const TEST: &[&str] = &[
     // the launchers, and what programs are compiled with against either MPI on the host
@@ -41,8 +42,6 @@ const TEST: &[&str] = &[
     "munge",
     // rsmpi makes its bindings with bindgen
     "libclang-dev",
-    // a C library to which nothing of the host fits
-    "musl-tools",
     // MPIs of other releases
     "python3-pip",
     "python3-venv",
@@ -64,6 +63,13 @@ const TEST: &[&str] = &[
     "runc",
     "golang-github-container-orchestrated-devices-container-device-interface-dev",
     "python3-jsonschema",
+    // images as others make and unpack them, and a registry
+    "umoci",
+    "skopeo",
+    "docker-registry",
+    "erofs-utils",
+    "apache2-utils",
+    "zstd",
     // what tests look with
     "strace",
     "procps",

@@ -78,7 +78,8 @@ fn run_phases(layout: &Layout, scope: &Scope, phases: &mut Phases) -> Result<()>
     let stage = phases.needed("what the user can reach", || {
         open_fuse()?;
         let stage = Stage::prepare(layout, &user, &launcher)?;
-        recipe::names().into_iter().try_for_each(|name| stage.image(&user, name).map(drop))?;
+        let mut names = recipe::names().into_iter().filter(|name| *name != recipe::APPTAINER);
+        names.try_for_each(|name| stage.image(&user, name).map(drop))?;
         Ok(stage)
     })?;
     if matches!(scope, Scope::Rdma | Scope::All) {

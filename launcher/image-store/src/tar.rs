@@ -101,8 +101,11 @@ impl Reader<BlobReader> {
     /// Passes over what the present entry holds without reading it. Answers where that began.
     pub fn pass(&mut self) -> Result<u64> {
         let at = self.inner.at();
-        let bytes = std::mem::take(&mut self.left) + std::mem::take(&mut self.padding);
-        if self.inner.pass(bytes) { Ok(at) } else { Err(cut()) }
+        if !self.inner.pass(std::mem::take(&mut self.left)) {
+            return Err(cut());
+        }
+        self.skip()?;
+        Ok(at)
     }
 }
 
@@ -303,9 +306,15 @@ impl<R: Read> Reader<R> {
     }
 
     fn skip(&mut self) -> Result<()> {
-        self.left += std::mem::take(&mut self.padding);
         while self.left > 0 {
             self.read_some(self.left)?;
+        }
+        // umoci leaves the last padding away, and Go's reader does not miss it.
+        while self.padding > 0 && !self.ended {
+            let want = self.padding as usize;
+            let n = read(&mut self.inner, &mut self.buffer[..want])?;
+            self.padding -= n as u64;
+            self.ended = n == 0;
         }
         Ok(())
     }
