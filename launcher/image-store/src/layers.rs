@@ -123,6 +123,33 @@ pub struct Layer {
     pub diff_id: Option<Digest>,
 }
 
+impl Layer {
+    /// Why it cannot be read: if it is not what was published, that.
+    fn reason(&self, e: Error) -> Error {
+        let Some(must) = self.digest.as_ref().filter(|_| matches!(e.kind, Kind::Damaged | Kind::Hostile))
+        else {
+            return e;
+        };
+        let mut hash = Sha256::new();
+        let mut reader = self.blob.reader();
+        let mut buffer = vec![0; PIECE];
+        loop {
+            match reader.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(n) => hash.update(&buffer[..n]),
+                Err(_) => return e,
+            }
+        }
+        mismatch("the layer's digest", &Digest::of_bytes(&hash.finalize()), must).unwrap_or(e)
+    }
+}
+
+/// The refusal, if a digest is not what it must be.
+fn mismatch(what: &str, is: &Digest, must: &Digest) -> Option<Error> {
+    let cure = "copy or pull the image again: this is not what was published";
+    (is != must).then(|| Error::new(Kind::Digest, format!("{what} is {is}, and must be {must}"), cure))
+}
+
 /// What was left out of an image, and why it is no loss.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LeftOut {
@@ -252,8 +279,8 @@ pub fn merge(layers: &[Layer], with: &mut Merge<'_>) -> Result<(Tree, LeftOut)> 
     let mut changes = Vec::new();
     for layer in layers.iter().rev() {
         let keep = |_: usize, path: &[u8]| !above.hides(path);
-        let of_layer =
-            read(layer, with, &mut left_out, &mut entries, &keep, true).map_err(|e| e.of(&layer.name))?;
+        let of_layer = read(layer, with, &mut left_out, &mut entries, &keep, true);
+        let of_layer = of_layer.map_err(|e| layer.reason(e).of(&layer.name))?;
         above.add(&of_layer);
         changes.push(of_layer);
     }
@@ -360,11 +387,7 @@ fn read(
             |_| Error::new(Kind::Io, "a thread that decompresses has ended", "look for a limit of memory");
         let blob_hash = decoding.join().map_err(ended)?.map_err(codec::error)?;
         let check = |what: &str, is: Option<Vec<u8>>, must: &Option<Digest>| match (is, must) {
-            (Some(is), Some(must)) if Digest::of_bytes(&is) != *must => Err(Error::new(
-                Kind::Digest,
-                format!("{what} is {}, and must be {must}", Digest::of_bytes(&is)),
-                "copy or pull the image again: this is not what was published",
-            )),
+            (Some(is), Some(must)) => mismatch(what, &Digest::of_bytes(&is), must).map_or(Ok(()), Err),
             _ => Ok(()),
         };
         check("the layer's digest", blob_hash, &layer.digest)?;

@@ -180,7 +180,7 @@ impl Tree {
                     }
                 }
                 _ if make => {
-                    let what = format!("{} lies below what is no directory", shown(path));
+                    let what = format!("{} is no directory, and something lies below it", shown(path));
                     return Err(Error::damaged(what));
                 }
                 _ => return Ok(None),
@@ -397,7 +397,12 @@ mod tests {
         }
         assert!(parts(&[b'x'; 256]).is_err());
         file(&mut tree, "f", 1);
-        assert!(put(&mut tree, "f/x", Node::Fifo).unwrap_err().what.contains("below what is no directory"));
+        assert!(
+            put(&mut tree, "f/x", Node::Fifo)
+                .unwrap_err()
+                .what
+                .contains("/f is no directory, and something lies below")
+        );
         assert!(put(&mut tree, "/", Node::Fifo).unwrap_err().what.contains("root that is no directory"));
         let deep = "d/".repeat(600);
         assert!(put(&mut tree, &deep, Node::Fifo).unwrap_err().what.contains("in more than 512"));

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use sha2::{Digest as _, Sha256};
 
-use super::{IMAGES, NAMES, Named, RECORD, ROOT_FILE, SOURCES, Store, record, work};
+use super::{IMAGES, NAMES, Named, RECORD, ROOT_FILE, SOURCES, Store, record};
 use crate::error::{Error, Result};
 use crate::name::{Digest, Name};
 
@@ -120,16 +120,6 @@ impl Store {
             )));
         }
         Ok(None)
-    }
-
-    /// What dead writers have left.
-    pub fn leftovers(&self) -> Result<Vec<PathBuf>> {
-        let all = super::list(&self.root.join(super::WORK))?;
-        Ok(all
-            .into_iter()
-            .map(|name| self.root.join(super::WORK).join(name))
-            .filter(|p| work::is_dead(p))
-            .collect())
     }
 
     /// Removes images without a name, and what dead writers have left. With `sources`, also what was made of archives to

@@ -7,7 +7,7 @@
 //! images/<id>/origin.json             where it came from
 //! names/<name>:<tag>                  the id (slashes of names as %)
 //! sources/<key>                       the id of what was made of an archive or of a manifest
-//! work/<host>.<pid>.<n>/              what somebody is writing, with a lock that ends with its owner
+//! work/<host>.<pid>.<n>/              what somebody is writing; beside it a lock that ends with its owner
 //! locks/<key>                         who makes an image
 //! ```
 //!
@@ -264,15 +264,10 @@ impl Store {
 
     /// Writes a small file whole: it appears with all its bytes, or not.
     fn put(&self, path: &Path, text: &[u8]) -> Result<()> {
-        let unique = format!("{}.{}", work::myself(), path.file_name().unwrap_or_default().to_string_lossy());
-        let from = self.root.join(WORK).join(unique);
-        let to = self.root.join(path);
-        let result = write_whole(&from, text)
-            .and_then(|()| fs::rename(&from, &to).map_err(|e| Error::writing(&to, &e)));
-        if result.is_err() {
-            let _ = fs::remove_file(&from);
-            return result;
-        }
+        let work = self.directory()?;
+        let (from, to) = (work.path("file"), self.root.join(path));
+        write_whole(&from, text)?;
+        fs::rename(&from, &to).map_err(|e| Error::writing(&to, &e))?;
         to.parent().map_or(Ok(()), |dir| sync(dir).map_err(|e| Error::writing(dir, &e)))
     }
 }

@@ -1,5 +1,6 @@
 //! Directories in which something is being written, and what becomes of them when their writers die.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -10,10 +11,8 @@ use std::time::{Duration, SystemTime};
 use super::{Store, WORK};
 use crate::error::{Error, Kind, Result};
 
-/// Held by the writer as long as it lives.
-const LOCK: &str = "lock";
-/// What has no lock and has not changed for so long was left by somebody who died while making it.
-const ABANDONED: Duration = Duration::from_secs(3600);
+/// Beside a directory: held by its writer as long as that lives. It is there before the directory, and after it.
+const LOCK: &str = ".lock";
 /// Where locks do not work, a writer is taken for dead after this.
 const LONG_DEAD: Duration = Duration::from_secs(7 * 24 * 3600);
 
@@ -31,7 +30,7 @@ pub fn myself() -> String {
 #[derive(Debug)]
 pub struct Work {
     directory: PathBuf,
-    _lock: File,
+    lock: File,
 }
 
 impl Work {
@@ -44,6 +43,7 @@ impl Work {
 impl Drop for Work {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.directory);
+        let _ = fs::remove_file(lock_of(&self.directory));
     }
 }
 
@@ -51,21 +51,26 @@ impl Store {
     /// A directory to write in; those of dead writers are removed first.
     pub fn work(&self) -> Result<Work> {
         self.clean()?;
+        self.directory()
+    }
+
+    /// A directory to write in.
+    pub(super) fn directory(&self) -> Result<Work> {
         for _ in 0..16 {
             let directory = self.root.join(WORK).join(myself());
-            fs::create_dir(&directory).map_err(|e| Error::writing(&directory, &e))?;
-            let path = directory.join(LOCK);
-            let file = File::create(&path).map_err(|e| Error::writing(&path, &e))?;
-            match file.try_lock() {
+            let path = lock_of(&directory);
+            let lock = File::create(&path).map_err(|e| Error::writing(&path, &e))?;
+            match lock.try_lock() {
                 Ok(()) => {}
                 // A cleaner was faster, and removes it.
                 Err(TryLockError::WouldBlock) => continue,
                 Err(TryLockError::Error(e)) if unsupported(&e) => {}
                 Err(TryLockError::Error(e)) => return Err(Error::writing(&path, &e)),
             }
-            let work = Work { directory, _lock: file };
-            let mine = work._lock.metadata().map(|m| m.ino()).ok();
-            if mine.is_some() && fs::metadata(&path).map(|m| m.ino()).ok() == mine {
+            let work = Work { directory, lock };
+            let inode = |meta: io::Result<fs::Metadata>| meta.map(|m| m.ino()).ok();
+            if inode(work.lock.metadata()) == inode(fs::metadata(&path)) {
+                fs::create_dir(&work.directory).map_err(|e| Error::writing(&work.directory, &e))?;
                 return Ok(work);
             }
         }
@@ -79,35 +84,54 @@ impl Store {
     /// Removes what dead writers left. Answers what that was.
     pub fn clean(&self) -> Result<Vec<PathBuf>> {
         let mut removed = Vec::new();
-        for name in super::list(&self.root.join(WORK))? {
-            let path = self.root.join(WORK).join(name);
-            if is_dead(&path) {
-                let gone = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-                // Somebody else's in a shared store: not ours to remove.
-                if gone.is_ok() {
-                    removed.push(path);
-                }
+        for path in self.all_work()? {
+            let Some(_lock) = dead(&path) else { continue };
+            let gone = match fs::remove_dir_all(&path) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+                _ => fs::remove_file(lock_of(&path)),
+            };
+            // Somebody else's in a shared store is not ours to remove.
+            if gone.is_ok() || !path.exists() {
+                removed.push(path);
             }
         }
         Ok(removed)
     }
+
+    /// What dead writers have left.
+    pub fn leftovers(&self) -> Result<Vec<PathBuf>> {
+        Ok(self.all_work()?.into_iter().filter(|path| dead(path).is_some()).collect())
+    }
+
+    /// Directories of writers, with those that are gone but for their lock.
+    fn all_work(&self) -> Result<BTreeSet<PathBuf>> {
+        let directory = self.root.join(WORK);
+        let name = |name: String| name.strip_suffix(LOCK).map(String::from).unwrap_or(name);
+        Ok(super::list(&directory)?.into_iter().map(|n| directory.join(name(n))).collect())
+    }
 }
 
-/// Whether the writer of this is dead.
-pub fn is_dead(path: &Path) -> bool {
-    let age = |path: &Path| {
-        let modified = fs::symlink_metadata(path).and_then(|m| m.modified()).ok()?;
-        SystemTime::now().duration_since(modified).ok()
-    };
-    let older = |path: &Path, than: Duration| age(path).is_some_and(|a| a > than);
-    match File::open(path.join(LOCK)) {
+fn lock_of(directory: &Path) -> PathBuf {
+    let mut name = directory.as_os_str().to_owned();
+    name.push(LOCK);
+    name.into()
+}
+
+/// Its lock, if the writer of this directory is dead.
+fn dead(directory: &Path) -> Option<Option<File>> {
+    let path = lock_of(directory);
+    match File::open(&path) {
         Ok(lock) => match lock.try_lock() {
-            Ok(()) => true,
-            Err(TryLockError::WouldBlock) => false,
-            Err(TryLockError::Error(_)) => older(path, LONG_DEAD),
+            Ok(()) => Some(Some(lock)),
+            Err(TryLockError::WouldBlock) => None,
+            Err(TryLockError::Error(_)) => {
+                let modified = fs::metadata(&path).and_then(|m| m.modified()).ok()?;
+                let age = SystemTime::now().duration_since(modified).ok()?;
+                (age > LONG_DEAD).then_some(None)
+            }
         },
-        // A file on its way, or a directory that has no lock yet.
-        Err(_) => older(path, ABANDONED),
+        // Without a lock there is no writer any more.
+        Err(e) => (e.kind() == io::ErrorKind::NotFound).then_some(None),
     }
 }
 
