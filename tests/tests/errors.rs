@@ -41,24 +41,30 @@ fn what_is_no_image_is_named_by_its_content() {
         bytes
     };
     let table: &[(Vec<u8>, &str, &str)] = &[
-        (at(32, b"SIF_MAGIC"), "a SIF file", "apptainer build --sandbox"),
-        (at(0, b"\x1f\x8b\x08"), "a gzip file", "unpack it"),
-        (at(0, b"\x28\xb5\x2f\xfd"), "a zstd file", "unpack it"),
-        (at(0, b"\xfd7zXZ\0"), "an xz file", "unpack it"),
-        (at(257, b"ustar"), "a tar archive", "docker export"),
         (at(1024, b"\xe2\xe1\xf5\xe0"), "an EROFS image", "mount it"),
         (at(1080, b"\x53\xef"), "an ext2/3/4 image", "mount it"),
         (at(0, b"\x7fELF\x02"), "an ELF program", "the image comes first"),
         (at(0, b"#!/bin/sh"), "a script", "the image comes first"),
         (at(0, b"shsq"), "a SquashFS 3", "mksquashfs 4"),
-        (at(0, b"QFI\xfb"), "begins with \"QFI\\xfb", "mksquashfs DIR FILE"),
-        (b"tiny".to_vec(), "begins with \"tiny\"", "mksquashfs DIR FILE"),
-        (Vec::new(), "it is empty", "mksquashfs DIR FILE"),
+        (at(0, b"QFI\xfb"), "begins with \"QFI\\xfb", "give a directory with a root"),
+        (b"tiny".to_vec(), "begins with \"tiny\"", "a tarball"),
+        (Vec::new(), "it is empty", "a SquashFS or SIF file"),
     ];
     let file = dir.path().join("file.sqfs");
     for (bytes, what, cure) in table {
         fs::write(&file, bytes).unwrap();
         refused(&[text(&file), "true"], "image-unknown", &[text(&file), what, cure]);
+    }
+    // Archives are images, if they are whole.
+    for (bytes, why) in [
+        (at(32, b"SIF_MAGIC\0"), "is SIF of version"),
+        (at(0, b"\x1f\x8b\x08"), "damaged"),
+        (at(0, b"\x28\xb5\x2f\xfd"), "damaged"),
+        (at(257, b"ustar"), "a header whose checksum is wrong"),
+    ] {
+        fs::write(&file, bytes).unwrap();
+        let code = if why.contains("SIF") { "image-unsupported" } else { "image-damaged" };
+        refused(&[text(&file), "true"], code, &[text(&file), why]);
     }
     for device in ["/dev/null", "/dev/zero"] {
         refused(&[device, "true"], "image-unknown", &[device, "is a device, FIFO or socket"]);
@@ -323,13 +329,13 @@ fn bad_command_lines() {
     for who in everyone() {
         for (arguments, part) in [
             (&[][..], "Usage: "),
-            (&["/"], "<COMMAND>"),
+            (&["/"], "is the host's own root"),
             (&["", "true"], "<IMAGE>"),
             (&["--nope", "/", "true"], "--nope"),
             (&["--bind"], "--bind"),
             (&["--mpi=hosts", "/", "true"], "[possible values: auto, host, image, bridge]"),
             (&["plan"], "<IMAGE>"),
-            (&["plan", "/"], "<COMMAND>"),
+            (&["plan", "/"], "is the host's own root"),
             (&["config", "extra"], "extra"),
             (&["--workdir"], "--workdir"),
             (&["--tag-output", "/", "true"], "--np <N>"),

@@ -264,7 +264,7 @@ fn command_lines_that_cannot_be() {
                 "each part of a command line with `:` needs -n and an image",
             ),
             (&["-n", "1", image, "true", ":", "-n", "0", image, "true"], "-n 0: a job has at least one rank"),
-            (&["-n", "1", image, "true", ":", "-n", "1", image], "behind `:`: "),
+            (&["-n", "1", image, "true", ":", "-n", "1", image], "no command was given, and the image"),
             (
                 &["-n", "1", image, "true", ":", "-n", "x", image, "true"],
                 "behind `:`: invalid value 'x' for '--np <N>'",
@@ -296,7 +296,7 @@ fn command_lines_that_cannot_be() {
                 "invalid value 'soon' for '--timeout <SECONDS>'",
             ),
             (&["-n", "1", "--bind-to", "numa", image, "true"], "[possible values: core, socket, none]"),
-            (&["-n", "1", image], "<COMMAND>"),
+            (&["-n", "1", image], "no command was given, and the image"),
             (&["-n", "1"], "<IMAGE>"),
             (&["--tag-output", image, "true"], "--np <N>"),
             (&["--oversubscribe", image, "true"], "--np <N>"),

@@ -146,7 +146,7 @@ fn lints(layout: &Layout) -> Result<()> {
 /// Workspaces of their own, which nothing else builds: a change elsewhere would break them unseen.
 fn fuzz_targets(layout: &Layout) -> Result<()> {
     let target = layout.target.join("fuzz");
-    ["abi-probe/fuzz", "pmi-shim/fuzz"].into_iter().try_for_each(|workspace| {
+    ["abi-probe/fuzz", "pmi-shim/fuzz", "launcher/image-store/fuzz"].into_iter().try_for_each(|workspace| {
         let mut check = cargo(layout);
         check.args(["check", "--quiet", "--locked", "--all-targets", "--target-dir"]).arg(&target);
         run::shown(check.current_dir(layout.root.join(workspace)))

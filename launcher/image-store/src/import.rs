@@ -250,12 +250,13 @@ fn archive(
     options: &Options,
     progress: &Progress,
 ) -> Result<Parts> {
+    let of = |e: Error| e.of(source.path.display());
     let compression = layers::compression(&blob)?;
-    let is_parts = compression == Compression::None || looks_like_parts(&blob)?;
+    let is_parts = compression == Compression::None || looks_like_parts(&blob).map_err(of)?;
     let (members, blob) = if is_parts {
         let blob =
             if compression == Compression::None { blob } else { unpacked(&blob, work, options, progress)? };
-        (Members::of(&blob)?, blob)
+        (Members::of(&blob).map_err(of)?, blob)
     } else {
         (None, blob)
     };

@@ -3,6 +3,8 @@
 //! An image is hostile bytes. Nothing of an archive is ever unpacked into a directory: layers are merged into a tree in
 //! memory, and what files hold goes straight into one SquashFS file. No path of an archive becomes a path of the host's.
 
+#![forbid(unsafe_code)]
+
 pub mod codec;
 pub mod directory;
 pub mod error;
