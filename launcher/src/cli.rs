@@ -247,6 +247,16 @@ pub enum FabricMode {
     None,
 }
 
+/// Where an image's file is read from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ValueEnum, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CacheMode {
+    /// From where it is
+    None,
+    /// From a copy on storage of the node
+    Node,
+}
+
 /// How a bridged program finds its PMI server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ValueEnum, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -329,6 +339,9 @@ pub struct Options {
     /// A store of images, looked into after the site's, and written to [default: ~/.local/share/hpc-launch/images]
     #[arg(long, value_name = "DIR", value_parser = absolute)]
     pub store: Option<PathBuf>,
+    /// Copy the image to storage of the node first, once for all ranks and jobs there [default: none]
+    #[arg(long, value_enum, value_name = "WHERE")]
+    pub cache: Option<CacheMode>,
     /// What may come out of an archive of an image: 500M, 200G [default: 64G]
     #[arg(long, value_name = "SIZE", value_parser = Size::parse)]
     pub max_size: Option<Size>,

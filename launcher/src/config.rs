@@ -9,10 +9,11 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
+use image_store::registry::{Proxies, Settings};
 use serde::{Deserialize, Serialize};
 
 use crate::cdi;
-use crate::cli::{FabricMode, MpiMode, Options, PmiWay};
+use crate::cli::{CacheMode, FabricMode, MpiMode, Options, PmiWay};
 use crate::environ::Environ;
 use crate::error::{Code, Error, Result};
 use crate::gpu::Gpus;
@@ -115,10 +116,21 @@ pub struct Config {
     pub squashfuse: Sourced<Option<PathBuf>>,
     /// Stores of images: looked into in order, the last is written to.
     pub store: Vec<Sourced<PathBuf>>,
+    /// Where images' files are read from.
+    pub cache: Sourced<CacheMode>,
+    /// Where copies of images are, on the node.
+    pub node_cache: Sourced<Option<PathBuf>>,
     /// So many bytes may come out of an image.
     pub max_size: Sourced<u64>,
     /// How long one who makes the same image may stand still, in seconds.
     pub lock_timeout: Sourced<u64>,
+    /// Of each registry, addresses that are tried before it.
+    pub mirrors: Vec<Sourced<(String, Vec<String>)>>,
+    /// Registries that are spoken to without TLS.
+    pub plain_registries: Vec<Sourced<String>>,
+    /// Those two, with what the environment says of proxies and credentials.
+    #[serde(skip)]
+    pub registries: Settings,
     /// Say what is done.
     pub verbose: Sourced<bool>,
     /// Keys that only the site's file may set, and that file.
@@ -150,8 +162,12 @@ struct FileLayer {
     workdir: Option<PathBuf>,
     squashfuse: Option<PathBuf>,
     store: Option<Vec<PathBuf>>,
+    cache: Option<CacheMode>,
+    node_cache: Option<PathBuf>,
     max_size: Option<Size>,
     lock_timeout: Option<u64>,
+    mirrors: Option<BTreeMap<String, Vec<String>>>,
+    plain_registries: Option<Vec<String>>,
     verbose: Option<bool>,
     locked: Option<Vec<String>>,
 }
@@ -178,8 +194,12 @@ const KEYS: &[&str] = &[
     "workdir",
     "squashfuse",
     "store",
+    "cache",
+    "node_cache",
     "max_size",
     "lock_timeout",
+    "mirrors",
+    "plain_registries",
     "verbose",
 ];
 
@@ -252,8 +272,13 @@ impl Config {
             workdir: Sourced::built_in(None),
             squashfuse: Sourced::built_in(None),
             store: Vec::new(),
+            cache: Sourced::built_in(CacheMode::None),
+            node_cache: Sourced::built_in(None),
             max_size: Sourced::built_in(image_store::import::MAX_SIZE),
             lock_timeout: Sourced::built_in(120),
+            mirrors: Vec::new(),
+            plain_registries: Vec::new(),
+            registries: Settings::default(),
             verbose: Sourced::built_in(false),
             locked: None,
         }
@@ -284,7 +309,53 @@ impl Config {
             config.keep_away(environ);
         }
         config.own_store(environ, &site);
+        if config.node_cache.value.is_none() {
+            // Batch systems point it at storage of the node.
+            let scratch = environ.get_os("TMPDIR").map(PathBuf::from).filter(|p| p.is_absolute());
+            let scratch = scratch.unwrap_or_else(|| PathBuf::from("/var/tmp"));
+            let uid = nix::unistd::geteuid();
+            config.node_cache.value = Some(scratch.join(format!("hpc-launch-{uid}/images")));
+        }
+        config.registries = config.settings_of(environ);
         Ok(config)
+    }
+
+    /// What is known of registries: where docker and podman keep credentials and certificates, and the usual proxies.
+    fn settings_of(&self, environ: &Environ) -> Settings {
+        let path = |name: &str| environ.get_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
+        let home = path("HOME");
+        let of_user = path("XDG_CONFIG_HOME").or_else(|| Some(home.as_ref()?.join(".config")));
+        let in_home = |file: &str| home.as_ref().map(|home| home.join(file));
+        let credentials = match path("REGISTRY_AUTH_FILE") {
+            Some(file) => vec![file],
+            None => [
+                path("XDG_RUNTIME_DIR").map(|dir| dir.join("containers/auth.json")),
+                of_user.as_ref().map(|dir| dir.join("containers/auth.json")),
+                path("DOCKER_CONFIG")
+                    .map(|dir| dir.join("config.json"))
+                    .or_else(|| in_home(".docker/config.json")),
+            ]
+            .into_iter()
+            .flatten()
+            .collect(),
+        };
+        let of_user = of_user.map(|dir| dir.join("containers/certs.d"));
+        let certificates = ["/etc/containers/certs.d", "/etc/docker/certs.d"].map(PathBuf::from);
+        let either =
+            |names: [&str; 2]| names.iter().find_map(|name| environ.get(name).filter(|v| !v.is_empty()));
+        let none = either(["NO_PROXY", "no_proxy"]).unwrap_or_default();
+        Settings {
+            credentials,
+            proxies: Proxies {
+                http: either(["http_proxy", "HTTP_PROXY"]),
+                https: either(["https_proxy", "HTTPS_PROXY"]),
+                none: none.split(',').map(|s| s.trim().to_owned()).filter(|s| !s.is_empty()).collect(),
+            },
+            mirrors: self.mirrors.iter().map(|m| m.value.clone()).collect(),
+            plain: self.plain_registries.iter().map(|p| p.value.clone()).collect(),
+            certificates: of_user.into_iter().chain(certificates).collect(),
+            agent: format!("hpc-launch/{}", env!("CARGO_PKG_VERSION")),
+        }
     }
 
     /// Who names no store of his own has one in his home.
@@ -350,6 +421,15 @@ impl Config {
             }
             self.store.push(Sourced { value: store, origin: origin("store") });
         }
+        for mirrors in layer.mirrors.unwrap_or_default() {
+            self.check_lock("mirrors", false, &origin, is_site)?;
+            self.mirrors.retain(|known| known.value.0 != mirrors.0);
+            self.mirrors.push(Sourced { value: mirrors, origin: origin("mirrors") });
+        }
+        for host in layer.plain_registries.unwrap_or_default() {
+            self.check_lock("plain_registries", false, &origin, is_site)?;
+            self.plain_registries.push(Sourced { value: host, origin: origin("plain_registries") });
+        }
         for named in layer.host_mpis.unwrap_or_default() {
             self.check_lock("host_mpis", false, &origin, is_site)?;
             if !named.library.is_absolute() {
@@ -382,6 +462,8 @@ impl Config {
             decisions Some;
             workdir Some;
             squashfuse Some;
+            cache |v| v;
+            node_cache Some;
             max_size |v| v.0;
             lock_timeout |v| v;
             verbose |v| v;
@@ -472,12 +554,13 @@ fn flag(key: &str) -> &'static str {
         "mpi_library" => "--mpi-library",
         "workdir" => "--workdir",
         "store" => "--store",
+        "cache" => "--cache",
         "max_size" => "--max-size",
         _ => "--verbose",
     }
 }
 
-/// HPC_LAUNCH_BINDS, _DEVICES, _CDI_DIRECTORIES, _STORE and _UNSET_ENV are lists separated by commas; there is no variable for
+/// HPC_LAUNCH_BINDS, _DEVICES, _CDI_DIRECTORIES, _STORE, _PLAIN_REGISTRIES and _UNSET_ENV are lists separated by commas; there is no variable for
 /// `env`: a variable that should be set inside can be set outside.
 fn variables(environ: &Environ) -> Result<FileLayer> {
     let list = |key| {
@@ -524,6 +607,9 @@ fn variables(environ: &Environ) -> Result<FileLayer> {
         workdir: path("workdir"),
         squashfuse: path("squashfuse"),
         store: list("store").map(|all| all.into_iter().map(PathBuf::from).collect()),
+        plain_registries: list("plain_registries"),
+        cache: choice(environ, "cache", false)?,
+        node_cache: path("node_cache"),
         max_size: sizes.transpose()?,
         lock_timeout: seconds.transpose()?,
         ..FileLayer::default()
@@ -585,8 +671,12 @@ fn flags(options: &Options) -> Result<FileLayer> {
         workdir: options.workdir.clone(),
         squashfuse: None,
         store: options.store.clone().map(|store| vec![store]),
+        cache: options.cache,
+        node_cache: None,
         max_size: options.max_size,
         lock_timeout: None,
+        mirrors: None,
+        plain_registries: None,
         verbose: options.verbose.then_some(true),
         locked: None,
     })

@@ -65,6 +65,9 @@ catalogue! {
     StoreUnusable "store-unusable" EXIT_REFUSED "A store of images is none, or may not be written to.";
     StoreFull "store-full" EXIT_REFUSED "There is not enough space for an image.";
     StoreBusy "store-busy" EXIT_REFUSED "Somebody else makes the same image and does not proceed.";
+    RegistryUnreachable "registry-unreachable" EXIT_REFUSED "A registry does not answer, its certificate is not trusted, or it does not speak as one.";
+    RegistryDenied "registry-denied" EXIT_REFUSED "A registry wants other credentials, or none were found for it.";
+    RegistryLimit "registry-limit" EXIT_REFUSED "A registry wants fewer requests.";
     ImageIo "image-io" EXIT_REFUSED "Reading or writing an image failed.";
     DirectoryTooWide "directory-too-wide" EXIT_REFUSED "A mount point must be made in a directory of the image with too many entries to lay out anew.";
     SquashfuseMissing "squashfuse-missing" EXIT_REFUSED "Only squashfuse can mount the image here, and it is not installed.";
@@ -173,6 +176,9 @@ impl From<image_store::Error> for Error {
             Kind::Store => Code::StoreUnusable,
             Kind::Space => Code::StoreFull,
             Kind::Busy => Code::StoreBusy,
+            Kind::Registry => Code::RegistryUnreachable,
+            Kind::Denied => Code::RegistryDenied,
+            Kind::RateLimit => Code::RegistryLimit,
             Kind::Io => Code::ImageIo,
         };
         Error::new(code, e.what, e.cure)

@@ -272,6 +272,14 @@ fn show_config(config: &Config, json: bool) -> Result<()> {
     for store in &config.store {
         line("store", store.value.display().to_string(), &store.origin);
     }
+    line("cache", named(&config.cache.value), &config.cache.origin);
+    line("node_cache", path(&config.node_cache.value), &config.node_cache.origin);
+    for mirror in &config.mirrors {
+        line("mirrors", format!("{} {}", mirror.value.0, mirror.value.1.join(", ")), &mirror.origin);
+    }
+    for host in &config.plain_registries {
+        line("plain_registries", host.value.clone(), &host.origin);
+    }
     line("max_size", config.max_size.value.to_string(), &config.max_size.origin);
     line("lock_timeout", config.lock_timeout.value.to_string(), &config.lock_timeout.origin);
     line("verbose", config.verbose.value.to_string(), &config.verbose.origin);

@@ -14,7 +14,12 @@ pub fn text(plan: &Plan) -> String {
         crate::image::Kind::Directory => "directory",
         crate::image::Kind::Squashfs => "SquashFS file",
     };
-    line(format!("image      {} ({kind})", plan.image.path.display()));
+    let copy = plan
+        .image
+        .copy_of
+        .as_ref()
+        .map_or(String::new(), |of| format!(", the node's copy of {}", of.display()));
+    line(format!("image      {} ({kind}{copy})", plan.image.path.display()));
     match &plan.job {
         Some(job) => line(format!(
             "launcher   {}, offers {}; rank {} of {}, {} on this node",

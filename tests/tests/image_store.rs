@@ -98,9 +98,8 @@ fn killed_at_any_instant() {
             assert!(verified.out().contains(": 1 images, 0 faults\n"), "{verified}");
             assert_eq!(entries(&store.join("work")), [] as [&str; 0], "what was left is gone");
         }
-        eprintln!(
-            "{who:?}: {kills} kills in all, {ended} after the end, {unfinished} with something half-written"
-        );
+        let tried = kills / everyone().len();
+        eprintln!("{who:?}: {tried} kills, {ended} after the end, {unfinished} with something half-written");
         assert!(unfinished > 0, "no kill came while something was being written: the test shows nothing");
     }
 }
@@ -382,5 +381,43 @@ fn joining_ranks_open_nothing_of_the_images_file_system() {
             assert!(inside.is_empty(), "{given}: {inside:#?}");
         }
         assert_eq!(joined, 15, "{given}");
+    }
+}
+
+/// A copy on the node's storage: one for 16 ranks and for the next job, of SquashFS and of the part of a SIF file.
+#[test]
+fn one_copy_on_the_node() {
+    let dir = directory("/var/tmp");
+    let throwaway = Throwaway::new();
+    let squashfs = throwaway.squash();
+    let sif = dir.path().join("x.sif");
+    layout::sif(&squashfs, &sif);
+    for who in everyone() {
+        let node = owned(dir.path(), &format!("node-{who:?}"), *who);
+        let run = |image: &str, more: &[&str]| {
+            let line = [
+                &["-n", "16", "--oversubscribe", "--cache", "node"],
+                more,
+                &[image, "sh", "-c", "echo here"],
+            ]
+            .concat();
+            Run::launch(*who, line).env("HPC_LAUNCH_NODE_CACHE", node.join("cache")).run()
+        };
+        for (n, image) in [text(&squashfs), text(&sif)].into_iter().enumerate() {
+            let outcome = run(image, &[]).good();
+            assert_eq!(outcome.out(), "here\n".repeat(16));
+            assert_eq!(outcome.err().matches(&format!("copying {image} to ")).count(), 1, "{outcome}");
+            assert_eq!(entries(&node.join("cache/copies")).len(), n + 1);
+            assert_eq!(run(image, &[]).good().err(), "", "made once");
+        }
+        let plan = Run::launch(*who, ["plan", "--cache", "node", text(&sif), "true"])
+            .env("HPC_LAUNCH_NODE_CACHE", node.join("cache"))
+            .run();
+        assert!(plan.good().out().contains(&format!("the node's copy of {}", text(&sif))));
+        let outcome = run(text(&throwaway.root()), &[]).good();
+        assert!(outcome.err().contains("is a directory, and is used where it is"), "{outcome}");
+        // Somebody else's directory is not trusted.
+        fs::set_permissions(node.join("cache"), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+        run(text(&squashfs), &[]).refused("store-unusable", &["is not this user's alone", "node_cache"]);
     }
 }

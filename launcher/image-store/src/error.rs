@@ -35,6 +35,12 @@ pub enum Kind {
     Space,
     /// Somebody else holds a lock and does not proceed.
     Busy,
+    /// A registry cannot be reached, or does not speak as one.
+    Registry,
+    /// A registry wants another user, or none at all.
+    Denied,
+    /// A registry wants fewer requests.
+    RateLimit,
     /// Anything else that the operating system refused.
     Io,
 }

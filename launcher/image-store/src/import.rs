@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -15,6 +15,7 @@ use crate::layers::{self, Blob, Layer, LeftOut, Merge};
 use crate::layout::{self, Found, Platform, Runtime};
 use crate::members::Members;
 use crate::name::Digest;
+use crate::registry::{Reference, Remote, Settings};
 use crate::sif::Sif;
 use crate::source::{Form, Source};
 use crate::squash::{self, Compressor, Data};
@@ -94,17 +95,72 @@ pub fn import(
 ) -> Result<Imported> {
     // A directory changes without its own stamp.
     let key = (source.form != Form::Directory).then(|| key(source, options));
-    let there = |key: &Option<String>| -> Result<Option<Imported>> {
+    once(key, store, options, progress, waiting, keep, &|work| make(source, work, options, progress))
+}
+
+/// Makes an image of one in a registry, or finds the one that was made of the same manifest.
+pub fn pull(
+    reference: &Reference,
+    settings: &Settings,
+    store: &Store,
+    options: &Options,
+    progress: &Progress,
+    waiting: Waiting<'_>,
+    keep: &dyn Fn(&Stored) -> Result<()>,
+) -> Result<Imported> {
+    let remote = Remote::open(reference, settings, store, progress)?;
+    let key =
+        hashed("manifest", &format!("{} {:?} {:?}", remote.digest, options.compressor, options.platform));
+    let last = last_of(reference, options);
+    let keep = |stored: &Stored| {
+        keep(stored)?;
+        store.remember(&last, &stored.id)
+    };
+    once(Some(key), store, options, progress, waiting, &keep, &|work| {
+        let found = layout::oci(&remote, None, &options.platform)?;
+        let out = work.path(ROOT_FILE);
+        let parts = stack(found, &out, options, progress)?;
+        let origin = ("a registry", PathBuf::from(reference.to_string()), Some(reference.wanted()));
+        let made = described(parts, origin, &out, options)?;
+        remote.forget();
+        Ok(made)
+    })
+}
+
+/// What was last pulled by this reference, without asking its registry.
+pub fn pulled(reference: &Reference, store: &Store, options: &Options) -> Option<Stored> {
+    store.made_of(&last_of(reference, options))
+}
+
+fn last_of(reference: &Reference, options: &Options) -> String {
+    hashed("reference", &format!("{reference} {:?}", options.platform))
+}
+
+fn hashed(kind: &str, text: &str) -> String {
+    format!("{kind}-{}", Digest::of_bytes(&Sha256::digest(text)).hex())
+}
+
+/// Finds the image of a key, or makes it while others wait.
+fn once(
+    key: Option<String>,
+    store: &Store,
+    options: &Options,
+    progress: &Progress,
+    waiting: Waiting<'_>,
+    keep: &dyn Fn(&Stored) -> Result<()>,
+    make: &dyn Fn(&Work) -> Result<Made>,
+) -> Result<Imported> {
+    let there = || -> Result<Option<Imported>> {
         let _guard = store.publishing();
         let Some(stored) = key.as_deref().and_then(|key| store.made_of(key)) else { return Ok(None) };
         keep(&stored)?;
         Ok(Some(Imported { stored, was_there: true, notes: Vec::new() }))
     };
-    if let Some(there) = there(&key)? {
+    if let Some(there) = there()? {
         return Ok(there);
     }
     let turn = key.as_deref().map(|key| store.turn(key, options.patience, waiting)).transpose()?;
-    if let Some(there) = there(&key)? {
+    if let Some(there) = there()? {
         return Ok(there);
     }
     let work = store.work()?;
@@ -112,7 +168,7 @@ pub fn import(
         Some(Turn::Ours(held)) => Some(Teller::start(held, progress.clone())),
         _ => None,
     };
-    let made = make(source, &work, options, progress)?;
+    let made = make(&work)?;
     let _guard = store.publishing();
     let stored = store.publish(&work, &made.record, &made.origin)?;
     keep(&stored)?;
@@ -218,17 +274,29 @@ fn make(source: &Source, work: &Work, options: &Options, progress: &Progress) ->
             archive(source, blob, work, &out, options, progress)?
         }
     };
-    let length = fs::metadata(&out).map_err(|e| Error::reading(&out, &e))?.len();
+    let from = fs::canonicalize(&source.path).unwrap_or_else(|_| source.path.clone());
+    let reference = parts.reference.clone();
+    described(parts, (source.form.name(), from, reference), &out, options)
+}
+
+/// What has been written, and where it came from: the kind of source, its place, its name there.
+fn described(
+    parts: Parts,
+    (form, from, reference): (&str, PathBuf, Option<String>),
+    out: &Path,
+    options: &Options,
+) -> Result<Made> {
+    let length = fs::metadata(out).map_err(|e| Error::reading(out, &e))?.len();
     let record = ImageRecord {
-        squashfs: digest_of(&out)?,
+        squashfs: digest_of(out)?,
         size: length,
         platform: parts.platform,
         config: parts.config,
     };
     let origin = Origin {
-        form: source.form.name().to_owned(),
-        from: fs::canonicalize(&source.path).unwrap_or_else(|_| source.path.clone()),
-        reference: parts.reference,
+        form: form.to_owned(),
+        from,
+        reference,
         manifest: parts.manifest,
         created: parts.created,
         imported: std::time::SystemTime::now()

@@ -13,7 +13,7 @@ use crate::members::Files;
 use crate::name::Digest;
 
 /// Registries refuse larger manifests (distribution specification, "Pushing manifests").
-const MAX_MANIFEST: u64 = 4 << 20;
+pub const MAX_MANIFEST: u64 = 4 << 20;
 /// A configuration has its image's whole history.
 const MAX_CONFIG: u64 = 8 << 20;
 /// Indexes in indexes.
@@ -21,6 +21,10 @@ const MAX_NESTING: u32 = 4;
 /// Docker allows 127.
 const MAX_LAYERS: usize = 512;
 const REFERENCE: &str = "org.opencontainers.image.ref.name";
+
+/// What a descriptor is of.
+const MANIFEST: &str = "manifest";
+const INDEX: &str = "index";
 
 /// A machine as images name it (GOOS and GOARCH).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -216,9 +220,9 @@ fn by_digest(files: &dyn Files, descriptor: &Descriptor, most: u64, what: &str) 
 
 fn blob(files: &dyn Files, descriptor: &Descriptor, what: &str) -> Result<Blob> {
     let path = format!("blobs/sha256/{}", descriptor.digest.hex());
-    let blob = files
-        .open(&path)?
-        .ok_or_else(|| Error::damaged(format!("{} has no {path}, its {what}", files.name())))?;
+    let found =
+        if matches!(what, MANIFEST | INDEX) { files.manifest(&descriptor.digest) } else { files.open(&path) };
+    let blob = found?.ok_or_else(|| Error::damaged(format!("{} has no {path}, its {what}", files.name())))?;
     if blob.length == descriptor.size {
         return Ok(blob);
     }
@@ -265,12 +269,12 @@ pub fn oci(files: &dyn Files, wanted: Option<&str>, platform: &Platform) -> Resu
     let reference = reference(chosen[0]);
     let descriptors: Vec<Descriptor> = chosen.into_iter().cloned().collect();
     let descriptor = choose(files, descriptors, platform, 0)?;
-    let bytes = by_digest(files, &descriptor, MAX_MANIFEST, "manifest")?;
+    let bytes = by_digest(files, &descriptor, MAX_MANIFEST, MANIFEST)?;
     let manifest: Manifest = json("the manifest", &bytes)?;
     let config = by_digest(files, &manifest.config, MAX_CONFIG, "configuration")?;
     let config: Config = json("the configuration", &config)?;
-    let layers = stack(files, &config, &manifest.layers)?;
     check(files, &config, platform)?;
+    let layers = stack(files, &config, &manifest.layers)?;
     Ok(Found { config, layers, manifest: Some(descriptor.digest), reference })
 }
 
@@ -297,7 +301,7 @@ fn choose(files: &dyn Files, all: Vec<Descriptor>, platform: &Platform, depth: u
         },
     };
     if is_index(chosen) {
-        let index: Index = json("an index", &by_digest(files, chosen, MAX_MANIFEST, "index")?)?;
+        let index: Index = json("an index", &by_digest(files, chosen, MAX_MANIFEST, INDEX)?)?;
         return choose(files, index.manifests, platform, depth + 1);
     }
     Ok(chosen.clone())
@@ -315,6 +319,8 @@ fn stack(files: &dyn Files, config: &Config, descriptors: &[Descriptor]) -> Resu
             files.name()
         )));
     }
+    let announced: Vec<(Digest, u64)> = descriptors.iter().map(|d| (d.digest.clone(), d.size)).collect();
+    files.announce(&announced)?;
     let layer = |(number, (descriptor, diff_id)): (usize, (&Descriptor, &Digest))| {
         if descriptor.media_type.ends_with("+encrypted") {
             return Err(Error::new(

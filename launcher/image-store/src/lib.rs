@@ -13,6 +13,8 @@ pub mod layers;
 pub mod layout;
 pub mod members;
 pub mod name;
+pub mod nearby;
+pub mod registry;
 pub mod sif;
 pub mod source;
 pub mod squash;

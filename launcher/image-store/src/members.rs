@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use crate::error::{Error, Kind, Result};
 use crate::layers::Blob;
+use crate::name::Digest;
 use crate::tar::{Reader, What};
 use crate::tree::parts;
 
@@ -15,6 +16,14 @@ const MAX_LINKS: usize = 8;
 pub trait Files {
     /// The file at this path, if there is one.
     fn open(&self, path: &str) -> Result<Option<Blob>>;
+    /// The manifest or index of this digest.
+    fn manifest(&self, digest: &Digest) -> Result<Option<Blob>> {
+        self.open(&format!("blobs/sha256/{}", digest.hex()))
+    }
+    /// Says which blobs will be opened, and how long they are: they may be fetched side by side.
+    fn announce(&self, _blobs: &[(Digest, u64)]) -> Result<()> {
+        Ok(())
+    }
     /// What to call it.
     fn name(&self) -> String;
 }

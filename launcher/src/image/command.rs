@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand, ValueEnum};
-use image_store::import::{self, Progress};
+use image_store::import::{self, Imported, Progress};
+use image_store::layout::Platform;
+use image_store::registry::Reference;
 use image_store::source::Source;
 use image_store::squash::Compressor;
 use image_store::store::{ImageRecord, Named, Origin, Store, Stored};
@@ -21,6 +23,8 @@ use crate::error::{Code, Error, Result};
 pub enum Action {
     /// Make an image of a directory, an archive or another image's file, and give it a name
     Import(Import),
+    /// Fetch an image from a registry, and give it a name
+    Pull(Pull),
     /// Print the images of all stores
     List {
         /// As JSON
@@ -71,15 +75,59 @@ pub struct Import {
     pub source: PathBuf,
     /// What to call it: NAME or NAME:TAG
     pub name: String,
+    /// How to make it.
+    #[command(flatten)]
+    pub how: How,
+}
+
+/// Arguments of `pull`.
+#[derive(Args, Debug)]
+pub struct Pull {
+    /// docker://HOST/REPOSITORY:TAG, or …@sha256:DIGEST; also oci:PATH:NAME
+    pub reference: String,
+    /// What to call it [default: the repository and the tag]
+    pub name: Option<String>,
+    /// Speak to this registry without TLS
+    #[arg(long)]
+    pub plain_http: bool,
+    /// How to make it.
+    #[command(flatten)]
+    pub how: How,
+}
+
+/// How to make an image.
+#[derive(Args, Debug)]
+pub struct How {
     /// How the image is compressed: zstd (small) or lz4 (read faster, larger)
     #[arg(long, value_enum, default_value = "zstd")]
     pub compression: Compression,
+    /// For which machine, of those that it is for: amd64, linux/arm64/v8 [default: this one]
+    #[arg(long, value_name = "PLATFORM")]
+    pub platform: Option<String>,
     /// What may come out of it: 500M, 200G [default: 64G]
     #[arg(long, value_name = "SIZE", value_parser = Size::parse)]
     pub max_size: Option<Size>,
     /// Which stores.
     #[command(flatten)]
     pub stores: Stores,
+}
+
+impl How {
+    fn config(&self, environ: &Environ) -> Result<Config> {
+        self.stores.config(environ, self.max_size)
+    }
+
+    fn options(&self, config: &Config) -> import::Options {
+        let compressor = match self.compression {
+            Compression::Zstd => Compressor::Zstd,
+            Compression::Lz4 => Compressor::Lz4,
+        };
+        let mut options = options(config, compressor);
+        if let Some(platform) = &self.platform {
+            options.platform = Platform::parse(platform);
+        }
+        options
+    }
 }
 
 /// How images are compressed.
@@ -109,7 +157,8 @@ impl Stores {
 /// Does it; answers the exit status.
 pub fn run(action: &Action, environ: &Environ) -> Result<u8> {
     match action {
-        Action::Import(args) => import(args, &args.stores.config(environ, args.max_size)?),
+        Action::Import(args) => import(&args.source, &args.name, &args.how, &args.how.config(environ)?),
+        Action::Pull(args) => pull(args, args.how.config(environ)?),
         Action::List { json, stores } => list(&stores.config(environ, None)?, *json),
         Action::Inspect { name, stores } => inspect(name, &stores.config(environ, None)?),
         Action::Verify { stores } => verify(&stores.config(environ, None)?),
@@ -131,32 +180,57 @@ fn stores(config: &Config) -> Result<Vec<Store>> {
     Ok(all)
 }
 
-fn import(args: &Import, config: &Config) -> Result<u8> {
-    let name: Name = args.name.parse()?;
-    let source = Source::open(&args.source)?;
+fn import(path: &Path, name: &str, how: &How, config: &Config) -> Result<u8> {
+    let name: Name = name.parse()?;
+    let source = Source::open(path)?;
     let store = own_store(config)?;
-    let compressor = match args.compression {
-        Compression::Zstd => Compressor::Zstd,
-        Compression::Lz4 => Compressor::Lz4,
-    };
-    let what = format!("importing {}, {}", args.source.display(), source.form.name());
-    let progress = Progress::default();
+    let what = format!("importing {}, {}", path.display(), source.form.name());
+    let (progress, options) = (Progress::default(), how.options(config));
+    let keep = |stored: &Stored| store.name(&name, &stored.id);
     let imported = progress::shown(
         &what,
         &progress,
         &|| (),
         |_| false,
-        |waiting| {
-            import::import(&source, &store, &options(config, compressor), &progress, waiting, &|stored| {
-                store.name(&name, &stored.id)
-            })
-        },
+        |waiting| import::import(&source, &store, &options, &progress, waiting, &keep),
     )?;
+    named(&name, &imported, &store, config)
+}
+
+fn pull(args: &Pull, mut config: Config) -> Result<u8> {
+    if let Some(path) = args.reference.strip_prefix("oci:").or(args.reference.strip_prefix("oci-archive:")) {
+        let name = args.name.as_deref().ok_or_else(|| {
+            let what = format!("{} says no name for the image", args.reference);
+            Error::new(Code::Usage, what, "hpc-launch image pull oci:PATH:NAME NAME[:TAG]")
+        })?;
+        return import(Path::new(path), name, &args.how, &config);
+    }
+    let reference: Reference = args.reference.parse()?;
+    let name: Name = args.name.as_deref().map_or_else(|| Ok(reference.name()), str::parse)?;
+    if args.plain_http {
+        config.registries.plain.push(reference.host().to_owned());
+    }
+    let store = own_store(&config)?;
+    let what = format!("pulling {reference}");
+    let (progress, options) = (Progress::default(), args.how.options(&config));
+    let keep = |stored: &Stored| store.name(&name, &stored.id);
+    let pulled = progress::shown(
+        &what,
+        &progress,
+        &|| (),
+        |_| false,
+        |waiting| import::pull(&reference, &config.registries, &store, &options, &progress, waiting, &keep),
+    )?;
+    named(&name, &pulled, &store, &config)
+}
+
+/// Says what there is now.
+fn named(name: &Name, imported: &Imported, store: &Store, config: &Config) -> Result<u8> {
     for note in &imported.notes {
         eprintln!("hpc-launch: {note}");
     }
     for other in stores(config)?.iter().take_while(|s| s.root != store.root) {
-        if other.find(&name)?.is_some() {
+        if other.find(name)?.is_some() {
             eprintln!("hpc-launch: warning: {} has {name} too, and comes first", other.root.display());
         }
     }

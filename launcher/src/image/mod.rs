@@ -6,22 +6,24 @@ mod progress;
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use image_store::import::{self, Imported, Progress};
 use image_store::layers::Blob;
 use image_store::layout::{Platform, wrong_architecture};
+use image_store::registry::{Reference, SCHEME};
 use image_store::sif::Sif;
 use image_store::source::{Form, Source};
 use image_store::squash::{self, Compressor};
 use image_store::store::{ImageRecord, RECORD, ROOT_FILE, Store, Stored};
-use image_store::{Kind as Fault, Name};
+use image_store::{Kind as Fault, Name, nearby};
 use nix::fcntl::{AT_FDCWD, OFlag, openat};
 use nix::sys::stat::Mode;
 use serde::Serialize;
 
+use crate::cli::CacheMode;
 use crate::config::Config;
 use crate::error::{Code, Error, Result};
 
@@ -37,6 +39,12 @@ pub struct Image {
     /// Where in the file its root file system begins (SIF).
     #[serde(skip_serializing_if = "is_zero")]
     pub offset: u64,
+    /// How long that is.
+    #[serde(skip)]
+    pub length: u64,
+    /// The file that it is a copy of, made for this node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub copy_of: Option<PathBuf>,
     /// What its store, or its header, says of it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub record: Option<ImageRecord>,
@@ -77,6 +85,44 @@ impl Image {
     /// The image that is meant: at a path, or of that name in a store. Of an archive an image is made, once, in the user's
     /// store. `waited_for`: what to do now and then while that goes on.
     pub fn find(given: &Path, config: &Config, waited_for: &(dyn Fn() + Sync)) -> Result<Image> {
+        let image = Image::meant(given, config, waited_for)?;
+        if config.cache.value == CacheMode::Node { image.nearby(config, waited_for) } else { Ok(image) }
+    }
+
+    /// A copy of it on the node, made once.
+    fn nearby(self, config: &Config, waited_for: &(dyn Fn() + Sync)) -> Result<Image> {
+        if self.kind == Kind::Directory {
+            eprintln!(
+                "hpc-launch: --cache node: {} is a directory, and is used where it is",
+                self.given.display()
+            );
+            return Ok(self);
+        }
+        let Some(root) = &config.node_cache.value else { return Ok(self) };
+        let store = own_directory(root)?;
+        let file = File::open(&self.path).map_err(|e| cannot_open(&self.path, &e))?;
+        let whole = Blob::whole(file, self.path.clone())?;
+        let part = whole.part(self.offset, self.length);
+        let key = crate::job::digest(&(&self.path, self.id, self.offset));
+        let what = format!("copying {} to {}", self.path.display(), root.display());
+        let (progress, patience) = (Progress::default(), Duration::from_secs(config.lock_timeout.value));
+        let (path, _) = progress::shown(
+            &what,
+            &progress,
+            waited_for,
+            |(_, was_there)| !was_there,
+            |waiting| nearby::copy(&part, &key, &store, patience, &progress, waiting),
+        )?;
+        let copy = look(&path)?.ok_or_else(|| {
+            Error::new(Code::ImageDamaged, format!("the copy {} is no image", path.display()), "remove it")
+        })?;
+        Ok(Image { given: self.given, record: self.record, copy_of: Some(self.path), ..copy })
+    }
+
+    fn meant(given: &Path, config: &Config, waited_for: &(dyn Fn() + Sync)) -> Result<Image> {
+        if let Some(address) = given.to_str().filter(|text| text.starts_with(SCHEME)) {
+            return Image::pulled(given, &address.parse()?, config, waited_for);
+        }
         match look(given) {
             Ok(Some(image)) => Ok(image),
             Ok(None) => Image::made(given, config, waited_for),
@@ -134,6 +180,36 @@ impl Image {
         Err(Error::new(Code::ImageMissing, format!("{}; {stores}", no_path.what), cure))
     }
 
+    /// What a store has of a registry's image; pulled, if no store has it.
+    fn pulled(
+        given: &Path,
+        reference: &Reference,
+        config: &Config,
+        waited_for: &(dyn Fn() + Sync),
+    ) -> Result<Image> {
+        let options = options(config, Compressor::Zstd);
+        for root in &config.store {
+            if let Ok(store) = Store::open(&root.value)
+                && let Some(stored) = import::pulled(reference, &store, &options)
+            {
+                return Image::of_store(given, stored);
+            }
+        }
+        let store = own_store(config)?;
+        let what = format!("pulling {reference} into {}", store.root.display());
+        let (progress, keep) = (Progress::default(), |_: &Stored| Ok(()));
+        let pulled = progress::shown(
+            &what,
+            &progress,
+            waited_for,
+            |i: &Imported| !i.was_there,
+            |waiting| {
+                import::pull(reference, &config.registries, &store, &options, &progress, waiting, &keep)
+            },
+        )?;
+        Image::of_store(given, pulled.stored)
+    }
+
     fn of_store(given: &Path, stored: Stored) -> Result<Image> {
         let path = stored.file();
         match look(&path)? {
@@ -182,6 +258,33 @@ fn options(config: &Config, compressor: Compressor) -> import::Options {
     }
 }
 
+/// A directory of this user's own, in which others can put nothing: it may be below /tmp.
+fn own_directory(root: &Path) -> Result<Store> {
+    let failed = |e: std::io::Error| {
+        let what = format!("the node's storage {} cannot be used: {e}", root.display());
+        Error::new(
+            Code::StoreUnusable,
+            what,
+            "set node_cache in the configuration to a directory of the node",
+        )
+    };
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(root).map_err(failed)?;
+    for directory in [
+        Some(root),
+        root.parent()
+            .filter(|p| p.file_name().is_some_and(|n| n.as_encoded_bytes().starts_with(b"hpc-launch-"))),
+    ] {
+        let Some(directory) = directory else { continue };
+        let meta = std::fs::symlink_metadata(directory).map_err(failed)?;
+        let uid = nix::unistd::geteuid().as_raw();
+        if !meta.is_dir() || meta.uid() != uid || meta.mode() & 0o022 != 0 {
+            let why = format!("{} is not this user's alone", directory.display());
+            return Err(failed(std::io::Error::other(why)));
+        }
+    }
+    Store::create(root).map_err(Error::from)
+}
+
 /// The store that this user writes to.
 fn own_store(config: &Config) -> Result<Store> {
     let Some(root) = config.store.last() else {
@@ -221,8 +324,16 @@ fn look(given: &Path) -> Result<Option<Image>> {
         ));
     }
     let id = (meta.dev(), meta.ino(), meta.ctime(), meta.ctime_nsec());
-    let mut image =
-        Image { given: given.to_owned(), path, kind: Kind::Directory, offset: 0, record: None, id };
+    let mut image = Image {
+        given: given.to_owned(),
+        path,
+        kind: Kind::Directory,
+        offset: 0,
+        length: 0,
+        copy_of: None,
+        record: None,
+        id,
+    };
     if meta.is_dir() {
         if image.path.join("oci-layout").exists() && image.path.join("index.json").exists() {
             return Ok(None);
@@ -245,10 +356,11 @@ fn look(given: &Path) -> Result<Option<Image>> {
             let sif = Sif::read(&whole.file, given)?;
             check_platform(given, &sif.platform)?;
             squash::check(&whole.part(sif.offset, sif.length))?;
-            image.offset = sif.offset;
+            (image.offset, image.length) = (sif.offset, sif.length);
         }
         Form::Squashfs => {
             squash::check(&whole)?;
+            image.length = whole.length;
             image.record = beside(&image.path);
         }
         Form::Tar | Form::Directory | Form::OciDirectory => return Ok(None),

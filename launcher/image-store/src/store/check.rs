@@ -15,6 +15,9 @@ use crate::name::{Digest, Name};
 /// An image without a name may be about to get one.
 const YOUNG: Duration = Duration::from_secs(3600);
 
+/// What is left of a fetch may be wanted the next day.
+const OLD: Duration = Duration::from_secs(24 * 3600);
+
 /// Something that is wrong in a store.
 #[derive(Clone, Debug)]
 pub struct Finding {
@@ -99,6 +102,29 @@ impl Store {
         Ok(findings)
     }
 
+    /// Removes what nobody has touched for a day and nobody holds; with `all`, also what is younger.
+    fn stale(&self, directory: &str, all: bool) -> Result<usize> {
+        let mut removed = 0;
+        for name in super::list(&self.root.join(directory))? {
+            let path = self.root.join(directory).join(&name);
+            let modified = fs::metadata(&path).and_then(|m| m.modified()).ok();
+            let age = modified.and_then(|m| SystemTime::now().duration_since(m).ok());
+            if !all && age.is_none_or(|age| age < OLD) {
+                continue;
+            }
+            let lock = match directory {
+                super::LOCKS => name,
+                _ => format!("blob-{}", name.trim_end_matches(".part")),
+            };
+            let lock = File::open(self.root.join(super::LOCKS).join(lock));
+            if lock.is_ok_and(|lock| lock.try_lock().is_err()) {
+                continue;
+            }
+            removed += usize::from(fs::remove_file(&path).is_ok() && directory != super::LOCKS);
+        }
+        Ok(removed)
+    }
+
     /// What is wrong with an image.
     fn wrong(&self, id: &Digest, path: &Path) -> Result<Option<String>> {
         let text = super::read_small(&path.join(RECORD))?;
@@ -126,7 +152,9 @@ impl Store {
     /// run them: it is made again when they are next run.
     pub fn collect(&self, sources: bool) -> Result<Collected> {
         let _guard = self.collecting();
-        let mut collected = Collected { leftovers: self.clean()?.len(), ..Collected::default() };
+        let leftovers =
+            self.clean()?.len() + self.stale(super::BLOBS, sources)? + self.stale(super::LOCKS, false)?;
+        let mut collected = Collected { leftovers, ..Collected::default() };
         let mut used: BTreeSet<Digest> = self.names()?.into_iter().map(|(_, named)| named.image).collect();
         for file in super::list(&self.root.join(SOURCES))? {
             let path = self.root.join(SOURCES).join(&file);

@@ -19,11 +19,23 @@ const POLL: Duration = Duration::from_millis(50);
 pub struct Held {
     file: File,
     path: PathBuf,
+    told: Instant,
 }
 
+/// Who waits looks as often.
+const TELL: Duration = Duration::from_millis(500);
+
 impl Held {
+    /// Tells those who wait, if they have not heard for a while.
+    pub fn tell_now_and_then(&mut self, text: &str) {
+        if self.told.elapsed() > TELL {
+            self.tell(text);
+        }
+    }
+
     /// Tells those who wait.
     pub fn tell(&mut self, text: &str) {
+        self.told = Instant::now();
         let line = format!("{} {text}\n", myself());
         // They only read it: a failure loses nothing but words.
         let _ = self
@@ -60,7 +72,7 @@ impl Store {
         loop {
             match file.try_lock() {
                 Ok(()) => {
-                    let mut held = Held { file, path };
+                    let mut held = Held { file, path, told: since };
                     held.tell("has begun");
                     return Ok(Turn::Ours(held));
                 }

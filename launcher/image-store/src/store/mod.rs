@@ -9,6 +9,7 @@
 //! sources/<key>                       the id of what was made of an archive or of a manifest
 //! work/<host>.<pid>.<n>/              what somebody is writing; beside it a lock that ends with its owner
 //! locks/<key>                         who makes an image
+//! blobs/<sha256>, <sha256>.part       what is being fetched from a registry; kept if that is cut
 //! ```
 //!
 //! Nothing is ever changed in place: files are written below `work`, flushed, and renamed. So whoever is killed, whenever,
@@ -39,6 +40,8 @@ const NAMES: &str = "names";
 const SOURCES: &str = "sources";
 const WORK: &str = "work";
 const LOCKS: &str = "locks";
+/// Blobs of registries, whole and in part, until their image is made.
+pub const BLOBS: &str = "blobs";
 /// A record is JSON of some KiB.
 const MAX_RECORD: u64 = 8 << 20;
 
@@ -113,7 +116,7 @@ impl Store {
     pub fn create(root: &Path) -> Result<Store> {
         let made = (|| -> io::Result<()> {
             fs::create_dir_all(root)?;
-            for directory in [IMAGES, NAMES, SOURCES, WORK, LOCKS] {
+            for directory in [IMAGES, NAMES, SOURCES, WORK, LOCKS, BLOBS] {
                 match fs::create_dir(root.join(directory)) {
                     Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
                     _ => {}
@@ -307,7 +310,7 @@ fn sync(directory: &Path) -> io::Result<()> {
 }
 
 /// Letters that must be changed to make one of the other (Levenshtein).
-fn distance(a: &str, b: &str) -> usize {
+pub fn distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (i, x) in a.chars().enumerate() {
