@@ -6,6 +6,7 @@
 mod alternate;
 mod contender;
 mod error;
+mod import;
 mod inspect;
 mod machine;
 mod mpirun;
@@ -48,6 +49,8 @@ enum Bench {
     Syscalls(syscalls::Args),
     /// What it costs to look at libraries, and to give a program the host's MPI
     Inspect(inspect::Args),
+    /// From an OCI image to one file that can be run: hpc-launch, umoci with mksquashfs, podman, ch-convert
+    Import(import::Args),
 }
 
 /// What every bench takes.
@@ -109,6 +112,7 @@ fn bench(bench: &Bench) -> Result<bool, Error> {
         Bench::Wireup(args) => args.common(),
         Bench::Syscalls(args) => args.common(),
         Bench::Inspect(args) => args.common(),
+        Bench::Import(args) => args.common(),
     };
     if let Some(name) = &common.user {
         user::become_user(name, common.json.as_deref())?;
@@ -121,6 +125,7 @@ fn bench(bench: &Bench) -> Result<bool, Error> {
         Bench::Wireup(args) => wireup::run(args),
         Bench::Syscalls(args) => syscalls::run(args),
         Bench::Inspect(args) => inspect::run(args),
+        Bench::Import(args) => import::run(args),
     }?;
     print!("{}", outcome.text);
     if let Some(mut json) = json {

@@ -421,3 +421,38 @@ fn one_copy_on_the_node() {
         run(text(&squashfs), &[]).refused("store-unusable", &["is not this user's alone", "node_cache"]);
     }
 }
+
+/// A hundred thousand files, and three gigabytes in one: neither is held in memory.
+#[test]
+fn memory_is_bounded() {
+    const MAKER: &str = r"
+import sys, gzip
+def header(name, size):
+    h = bytearray(512); h[:len(name)] = name
+    h[100:108] = b'0000644\0'; h[108:116] = b'0000000\0'; h[116:124] = b'0000000\0'
+    h[124:136] = b'%011o\0' % size; h[136:148] = b'00000000000\0'; h[148:156] = b' ' * 8; h[156:157] = b'0'; h[257:265] = b'ustar\x0000'
+    h[148:156] = b'%06o\0 ' % sum(h)
+    return bytes(h)
+with gzip.open(sys.argv[1], 'wb', 1) as out:
+    for i in range(100000): out.write(header(b'usr/lib/directory-%d/some-file-name-%d' % (i // 500, i), 0))
+    out.write(header(b'large', 3 << 30))
+    block = bytes(range(256)) * 4096
+    for i in range(3 << 10): out.write(block)
+    out.write(b'\0' * 1024)
+";
+    const MEASURE: &str = "import sys, resource, subprocess
+subprocess.check_call(sys.argv[1:])
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)";
+    let dir = directory("/var/tmp");
+    let file = dir.path().join("large.tar.gz");
+    layout::python(MAKER, &[text(&file)]);
+    let who = everyone()[0];
+    let program = launcher().display().to_string();
+    let store = dir.path().join("store");
+    let line =
+        ["python3", "-c", MEASURE, &program, "image", "import", "--store", text(&store), text(&file), "x"];
+    let outcome = Run::command(who, line).limit(Duration::from_secs(120)).run().good();
+    let kib: u64 = outcome.out().lines().last().unwrap().parse().unwrap();
+    assert!(kib < 128 << 10, "{kib} KiB");
+    eprintln!("{} MiB", kib >> 10);
+}

@@ -69,6 +69,7 @@ const TEST: &[&str] = &[
     "docker-registry",
     "erofs-utils",
     "apache2-utils",
+    "openssl",
     "zstd",
     // what tests look with
     "strace",

@@ -108,7 +108,7 @@ impl Walk<'_, '_> {
             uid: meta.uid(),
             gid: meta.gid(),
             mtime: u32::try_from(meta.mtime().max(0)).unwrap_or(u32::MAX),
-            xattrs: Vec::new(),
+            xattrs: None,
         };
         self.tree.put(&path, meta, node)
     }

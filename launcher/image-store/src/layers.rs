@@ -21,7 +21,7 @@ use crate::error::{Error, Kind, Result};
 use crate::name::Digest;
 use crate::squash::Data;
 use crate::tar::{Entry, Piece, Reader, What};
-use crate::tree::{Id, Meta, Node, Tree, parts};
+use crate::tree::{Id, Meta, Node, Tree, Xattrs, parts};
 
 /// Entries of one image. Four times the largest that is known (a whole Spack tree).
 const MAX_ENTRIES: u64 = 8_000_000;
@@ -187,12 +187,12 @@ impl LeftOut {
     }
 
     /// What may be kept of its attributes. Those of overlay mounts would change what a sandbox shows.
-    pub fn xattrs(&mut self, xattrs: Vec<(Vec<u8>, Vec<u8>)>) -> Vec<(Vec<u8>, Vec<u8>)> {
+    pub fn xattrs(&mut self, xattrs: Xattrs) -> Option<Box<Xattrs>> {
         let all = xattrs.len();
         let is_kept = |name: &[u8]| name.starts_with(b"user.") && !name.starts_with(b"user.overlay.");
         let kept: BTreeMap<_, _> = xattrs.into_iter().filter(|(name, _)| is_kept(name)).collect();
         self.attributes += (all - kept.len()) as u64;
-        kept.into_iter().collect()
+        (!kept.is_empty()).then(|| Box::new(kept.into_iter().collect()))
     }
 }
 
@@ -203,7 +203,7 @@ enum Change {
     /// Empties a directory.
     Opaque(Box<[u8]>),
     /// Puts something at a path; a file whose data were not kept has the number MAX.
-    Put(Box<[u8]>, Box<(Meta, Node)>),
+    Put(Box<[u8]>, Meta, Node),
     /// Another name of what is at the second path.
     Link(Box<[u8]>, Box<[u8]>),
 }
@@ -245,8 +245,8 @@ impl Above {
                 Change::Opaque(path) => {
                     self.opaque.insert(path.clone());
                 }
-                Change::Put(path, node) => {
-                    if !matches!(node.1, Node::Directory(_)) {
+                Change::Put(path, _, node) => {
+                    if !matches!(node, Node::Directory(_)) {
                         self.closed.insert(path.clone());
                     }
                     self.paths.insert(path.clone());
@@ -277,77 +277,89 @@ pub fn merge(layers: &[Layer], with: &mut Merge<'_>) -> Result<(Tree, LeftOut)> 
     let mut above = Above::default();
     let mut entries = MAX_ENTRIES;
     let mut changes = Vec::new();
-    for layer in layers.iter().rev() {
+    let mut applied = Applied::default();
+    for (at, layer) in layers.iter().enumerate().rev() {
         let keep = |_: usize, path: &[u8]| !above.hides(path);
-        let of_layer = read(layer, with, &mut left_out, &mut entries, &keep, true);
-        let of_layer = of_layer.map_err(|e| layer.reason(e).of(&layer.name))?;
+        let mut of_layer = Vec::new();
+        // Below the lowest is nothing: it is applied as it is read.
+        let mut take = |number: usize, change: Change| match at {
+            0 => applied.entry(0, number, change),
+            _ => {
+                of_layer.push(change);
+                Ok(())
+            }
+        };
+        read(layer, with, &mut left_out, &mut entries, &keep, &mut take, true)
+            .map_err(|e| layer.reason(e).of(&layer.name))?;
         above.add(&of_layer);
         changes.push(of_layer);
     }
-    changes.reverse();
     drop(above);
-    let (mut tree, sources) = apply(layers, &changes)?;
-    drop(changes);
+    changes.reverse();
+    for (at, (layer, changes)) in layers.iter().zip(changes).enumerate().skip(1) {
+        applied.layer(at, changes).map_err(|e| e.of(&layer.name))?;
+    }
+    let Applied { mut tree, lacking } = applied;
     // Files that are there, and whose data are not.
     let names = tree.names();
-    let mut lacking: BTreeMap<usize, BTreeMap<usize, Id>> = BTreeMap::new();
-    for (id, layer, number) in sources {
-        if names[id as usize] > 0 && matches!(tree.get(id).1, Node::File(u32::MAX)) {
-            lacking.entry(layer).or_default().insert(number, id);
+    let mut wanted: BTreeMap<usize, BTreeMap<usize, Id>> = BTreeMap::new();
+    for (id, layer, number) in lacking {
+        if names[id as usize] > 0 {
+            wanted.entry(layer).or_default().insert(number, id);
         }
     }
-    for (layer, wanted) in lacking {
+    for (layer, wanted) in wanted {
         let layer = &layers[layer];
         let keep = |number: usize, _: &[u8]| wanted.contains_key(&number);
-        let again = read(layer, with, &mut LeftOut::default(), &mut entries, &keep, false)
-            .map_err(|e| e.of(&layer.name))?;
-        for (number, change) in again.into_iter().enumerate() {
-            if let (Some(id), Change::Put(_, node)) = (wanted.get(&number), change)
-                && let Node::File(data) = node.1
-            {
+        let mut take = |number: usize, change: Change| {
+            if let (Some(id), Change::Put(_, _, Node::File(data))) = (wanted.get(&number), change) {
                 tree.set_file(*id, data);
             }
-        }
+            Ok(())
+        };
+        read(layer, with, &mut LeftOut::default(), &mut entries, &keep, &mut take, false)
+            .map_err(|e| e.of(&layer.name))?;
     }
     Ok((tree, left_out))
 }
 
-/// A file without data: which change of which layer it is.
-type Lacking = (Id, usize, usize);
+/// Layers applied so far.
+#[derive(Default)]
+struct Applied {
+    tree: Tree,
+    /// Files without data: which change of which layer each is.
+    lacking: Vec<(Id, usize, usize)>,
+}
 
-/// Applies the changes of all layers.
-fn apply(layers: &[Layer], changes: &[Vec<Change>]) -> Result<(Tree, Vec<Lacking>)> {
-    let mut tree = Tree::default();
-    let mut sources = Vec::new();
-    for (number, (layer, changes)) in layers.iter().zip(changes).enumerate() {
-        let of = |e: Error| e.of(&layer.name);
+impl Applied {
+    fn layer(&mut self, layer: usize, changes: Vec<Change>) -> Result<()> {
         // Whiteouts are for what lies below, wherever they stand in the archive.
-        for change in changes {
+        for change in &changes {
             match change {
-                Change::Whiteout(path) => tree.remove(&parts(path).map_err(of)?).map_err(of)?,
-                Change::Opaque(path) => tree.clear(&parts(path).map_err(of)?).map_err(of)?,
+                Change::Whiteout(path) => self.tree.remove(&parts(path)?)?,
+                Change::Opaque(path) => self.tree.clear(&parts(path)?)?,
                 Change::Put(..) | Change::Link(..) => {}
             }
         }
-        for (at, change) in changes.iter().enumerate() {
-            match change {
-                Change::Whiteout(_) | Change::Opaque(_) => {}
-                Change::Put(path, node) => {
-                    let (meta, node) = &**node;
-                    let lacks = matches!(node, Node::File(u32::MAX));
-                    let id = tree.put(&parts(path).map_err(of)?, meta.clone(), node.clone()).map_err(of)?;
-                    if lacks {
-                        sources.push((id, number, at));
-                    }
-                }
-                Change::Link(path, target) => {
-                    let (path, target) = (parts(path).map_err(of)?, parts(target).map_err(of)?);
-                    tree.link(&path, &target).map_err(of)?;
+        changes.into_iter().enumerate().try_for_each(|(number, change)| self.entry(layer, number, change))
+    }
+
+    fn entry(&mut self, layer: usize, number: usize, change: Change) -> Result<()> {
+        match change {
+            Change::Whiteout(_) | Change::Opaque(_) => {}
+            Change::Put(path, meta, node) => {
+                let lacks = matches!(node, Node::File(u32::MAX));
+                let id = self.tree.put(&parts(&path)?, meta, node)?;
+                if lacks {
+                    self.lacking.push((id, layer, number));
                 }
             }
+            Change::Link(path, target) => {
+                self.tree.link(&parts(&path)?, &parts(&target)?)?;
+            }
         }
+        Ok(())
     }
-    Ok((tree, sources))
 }
 
 /// Reads a layer to its end, and checks that it is what it must be. Files that are not kept are numbered MAX.
@@ -357,8 +369,9 @@ fn read(
     left_out: &mut LeftOut,
     entries: &mut u64,
     keep: &dyn Fn(usize, &[u8]) -> bool,
+    take: &mut dyn FnMut(usize, Change) -> Result<()>,
     count: bool,
-) -> Result<Vec<Change>> {
+) -> Result<()> {
     let (pieces, taken) = sync_channel::<io::Result<Vec<u8>>>(AHEAD);
     let raw = Raw {
         inner: layer.blob.reader(),
@@ -374,10 +387,14 @@ fn read(
         // A second look takes nothing more of the allowance.
         let allowance = if count { with.allowance.clone() } else { Allowance::new(u64::MAX) };
         let mut reader = Reader::new(Limited::new(&mut stream, allowance.clone()));
-        let mut changes = Vec::new();
+        let mut number = 0;
         while let Some(entry) = reader.next_entry()? {
             *entries = entries.checked_sub(1).ok_or_else(too_many)?;
-            change(entry, &mut reader, with.data, left_out, &allowance, &mut changes, keep)?;
+            let is_kept = |path: &[u8]| keep(number, path);
+            if let Some(change) = change(entry, &mut reader, with.data, left_out, &allowance, &is_kept)? {
+                take(number, change)?;
+                number += 1;
+            }
         }
         let mut rest = reader.into_inner();
         io::copy(&mut rest, &mut io::sink()).map_err(codec::error)?;
@@ -392,7 +409,7 @@ fn read(
         };
         check("the layer's digest", blob_hash, &layer.digest)?;
         check("the digest of the layer's archive", hash.map(|h| h.finalize().to_vec()), &layer.diff_id)?;
-        Ok(changes)
+        Ok(())
     })
 }
 
@@ -407,9 +424,8 @@ fn change<R: Read>(
     data: &mut Data,
     left_out: &mut LeftOut,
     allowance: &Allowance,
-    changes: &mut Vec<Change>,
-    keep: &dyn Fn(usize, &[u8]) -> bool,
-) -> Result<()> {
+    keep: &dyn Fn(&[u8]) -> bool,
+) -> Result<Option<Change>> {
     let parts = parts(&entry.path)?;
     let path: Box<[u8]> = parts.join(&b'/').into();
     if let Some((name, above)) = parts.split_last()
@@ -417,7 +433,7 @@ fn change<R: Read>(
     {
         let above = above.join(&b'/');
         if *name == OPAQUE {
-            changes.push(Change::Opaque(above.into()));
+            return Ok(Some(Change::Opaque(above.into())));
         } else if !name.starts_with(b".wh..wh.") {
             let hidden = &name[WHITEOUT.len()..];
             if hidden.is_empty() || hidden == b"." || hidden == b".." {
@@ -431,9 +447,9 @@ fn change<R: Read>(
                 hidden_path.push(b'/');
             }
             hidden_path.extend_from_slice(hidden);
-            changes.push(Change::Whiteout(hidden_path.into()));
+            return Ok(Some(Change::Whiteout(hidden_path.into())));
         }
-        return Ok(());
+        return Ok(None);
     }
     let is_directory = entry.what == What::Directory;
     let node = match entry.what {
@@ -441,7 +457,7 @@ fn change<R: Read>(
         What::Symlink(to) => Node::Symlink(to.into()),
         What::Fifo => Node::Fifo,
         What::File => {
-            if keep(changes.len(), &path) {
+            if keep(&path) {
                 // Holes come from nowhere, and count as what they are.
                 let number = content(reader, data, allowance)?;
                 Node::File(number)
@@ -451,12 +467,12 @@ fn change<R: Read>(
         }
         What::Link(target) => {
             let target: Box<[u8]> = crate::tree::parts(&target)?.join(&b'/').into();
-            changes.push(Change::Link(path, target));
-            return Ok(());
+            return Ok(Some(Change::Link(path, target)));
         }
         What::Character(..) | What::Block(..) => {
             left_out.devices += 1;
-            return Ok(());
+            // What it replaces is gone.
+            return Ok(Some(Change::Whiteout(path)));
         }
     };
     let meta = Meta {
@@ -466,8 +482,7 @@ fn change<R: Read>(
         mtime: entry.mtime,
         xattrs: left_out.xattrs(entry.xattrs),
     };
-    changes.push(Change::Put(path, Box::new((meta, node))));
-    Ok(())
+    Ok(Some(Change::Put(path, meta, node)))
 }
 
 fn content<R: Read>(reader: &mut Reader<R>, data: &mut Data, allowance: &Allowance) -> Result<u32> {

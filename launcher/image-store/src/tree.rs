@@ -30,14 +30,17 @@ pub struct Meta {
     pub gid: u32,
     /// Seconds since 1970.
     pub mtime: u32,
-    /// Extended attributes, by name.
-    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Extended attributes, by name; hardly anything has some.
+    pub xattrs: Option<Box<Xattrs>>,
 }
+
+/// Names and values.
+pub type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
 
 impl Meta {
     /// Of a directory that no archive mentions.
     pub fn implied() -> Meta {
-        Meta { mode: 0o755, uid: 0, gid: 0, mtime: 0, xattrs: Vec::new() }
+        Meta { mode: 0o755, uid: 0, gid: 0, mtime: 0, xattrs: None }
     }
 }
 

@@ -263,7 +263,9 @@ impl Writer<'_> {
 
     fn attributes(&mut self, meta: &tree::Meta) -> Result<u32> {
         let path = self.data.written.path.clone();
-        self.attributes.number(&meta.xattrs).map_err(|e| Error::writing(&path, &e))
+        self.attributes
+            .number(meta.xattrs.as_deref().map_or(&[], Vec::as_slice))
+            .map_err(|e| Error::writing(&path, &e))
     }
 
     fn header(&mut self, id: Id, kind: u16, short: bool) -> Result<Vec<u8>> {
