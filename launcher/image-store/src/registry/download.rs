@@ -78,8 +78,9 @@ pub fn fetch(
     }
     progress.read.fetch_add(have, Ordering::Relaxed);
     let mut cuts = 0;
-    // What is there may be all of it.
-    while size.is_none_or(|size| have < size) {
+    // What is there may be all of it, if its writer was killed just then.
+    let is_whole = |hash: &Sha256| Digest::of_bytes(&hash.clone().finalize()) == *digest;
+    while !(size.map_or_else(|| have > 0 && is_whole(&hash), |size| have >= size)) {
         let before = have;
         let url = format!("/v2/{}/blobs/{digest}", reference.repository);
         let range = if have > 0 { vec![("Range", format!("bytes={have}-"))] } else { Vec::new() };
