@@ -117,7 +117,7 @@ pub struct Config {
     /// Stores of images: looked into in order, the last is written to.
     pub store: Vec<Sourced<PathBuf>>,
     /// Where images' files are read from.
-    pub cache: Sourced<CacheMode>,
+    pub image_cache: Sourced<CacheMode>,
     /// Where copies of images are, on the node.
     pub node_cache: Sourced<Option<PathBuf>>,
     /// So many bytes may come out of an image.
@@ -162,7 +162,7 @@ struct FileLayer {
     workdir: Option<PathBuf>,
     squashfuse: Option<PathBuf>,
     store: Option<Vec<PathBuf>>,
-    cache: Option<CacheMode>,
+    image_cache: Option<CacheMode>,
     node_cache: Option<PathBuf>,
     max_size: Option<Size>,
     lock_timeout: Option<u64>,
@@ -194,7 +194,7 @@ const KEYS: &[&str] = &[
     "workdir",
     "squashfuse",
     "store",
-    "cache",
+    "image_cache",
     "node_cache",
     "max_size",
     "lock_timeout",
@@ -272,7 +272,7 @@ impl Config {
             workdir: Sourced::built_in(None),
             squashfuse: Sourced::built_in(None),
             store: Vec::new(),
-            cache: Sourced::built_in(CacheMode::None),
+            image_cache: Sourced::built_in(CacheMode::None),
             node_cache: Sourced::built_in(None),
             max_size: Sourced::built_in(image_store::import::MAX_SIZE),
             lock_timeout: Sourced::built_in(120),
@@ -462,7 +462,7 @@ impl Config {
             decisions Some;
             workdir Some;
             squashfuse Some;
-            cache |v| v;
+            image_cache |v| v;
             node_cache Some;
             max_size |v| v.0;
             lock_timeout |v| v;
@@ -554,7 +554,7 @@ fn flag(key: &str) -> &'static str {
         "mpi_library" => "--mpi-library",
         "workdir" => "--workdir",
         "store" => "--store",
-        "cache" => "--cache",
+        "image_cache" => "--cache",
         "max_size" => "--max-size",
         _ => "--verbose",
     }
@@ -608,7 +608,7 @@ fn variables(environ: &Environ) -> Result<FileLayer> {
         squashfuse: path("squashfuse"),
         store: list("store").map(|all| all.into_iter().map(PathBuf::from).collect()),
         plain_registries: list("plain_registries"),
-        cache: choice(environ, "cache", false)?,
+        image_cache: choice(environ, "image_cache", false)?,
         node_cache: path("node_cache"),
         max_size: sizes.transpose()?,
         lock_timeout: seconds.transpose()?,
@@ -671,7 +671,7 @@ fn flags(options: &Options) -> Result<FileLayer> {
         workdir: options.workdir.clone(),
         squashfuse: None,
         store: options.store.clone().map(|store| vec![store]),
-        cache: options.cache,
+        image_cache: options.cache,
         node_cache: None,
         max_size: options.max_size,
         lock_timeout: None,

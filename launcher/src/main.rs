@@ -272,7 +272,7 @@ fn show_config(config: &Config, json: bool) -> Result<()> {
     for store in &config.store {
         line("store", store.value.display().to_string(), &store.origin);
     }
-    line("cache", named(&config.cache.value), &config.cache.origin);
+    line("image_cache", named(&config.image_cache.value), &config.image_cache.origin);
     line("node_cache", path(&config.node_cache.value), &config.node_cache.origin);
     for mirror in &config.mirrors {
         line("mirrors", format!("{} {}", mirror.value.0, mirror.value.1.join(", ")), &mirror.origin);

@@ -86,7 +86,7 @@ impl Image {
     /// store. `waited_for`: what to do now and then while that goes on.
     pub fn find(given: &Path, config: &Config, waited_for: &(dyn Fn() + Sync)) -> Result<Image> {
         let image = Image::meant(given, config, waited_for)?;
-        if config.cache.value == CacheMode::Node { image.nearby(config, waited_for) } else { Ok(image) }
+        if config.image_cache.value == CacheMode::Node { image.nearby(config, waited_for) } else { Ok(image) }
     }
 
     /// A copy of it on the node, made once.
