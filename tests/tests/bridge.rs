@@ -265,8 +265,12 @@ fn the_helper_is_small_and_outside() {
     for (family, of) in [("openmpi", "mpich"), ("mpich", "openmpi")] {
         let running = waiting(&launcher_of(of), family, 8, Who::User);
         let (pid, _) = helper(&running).expect("seen a moment ago");
-        let resident = memory_kib(pid, "VmRSS");
-        assert!(resident <= 4096, "{resident} KiB");
+        // Once the job has begun: it gives back what that took.
+        let since = Instant::now();
+        while memory_kib(pid, "VmRSS") > 4096 {
+            assert!(since.elapsed() < Duration::from_secs(3), "{} KiB", memory_kib(pid, "VmRSS"));
+            std::thread::sleep(Duration::from_millis(20));
+        }
         let root = fs::read_dir(format!("/proc/{pid}/root/")).expect("its root").flatten();
         let names: BTreeSet<_> = root.map(|e| e.file_name()).collect();
         assert!(!names.contains(std::ffi::OsStr::new("opt-examples")), "{names:?}");

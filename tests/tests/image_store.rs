@@ -394,31 +394,28 @@ fn one_copy_on_the_node() {
     layout::sif(&squashfs, &sif);
     for who in everyone() {
         let node = owned(dir.path(), &format!("node-{who:?}"), *who);
-        let run = |image: &str, more: &[&str]| {
-            let line = [
-                &["-n", "16", "--oversubscribe", "--cache", "node"],
-                more,
-                &[image, "sh", "-c", "echo here"],
-            ]
-            .concat();
+        let run = |image: &str| {
+            let line = ["-n", "16", "--oversubscribe", "--cache", "node", image, "sh", "-c", "echo here"];
             Run::launch(*who, line).env("HPC_LAUNCH_NODE_CACHE", node.join("cache")).run()
         };
         for (n, image) in [text(&squashfs), text(&sif)].into_iter().enumerate() {
-            let outcome = run(image, &[]).good();
+            let outcome = run(image).good();
             assert_eq!(outcome.out(), "here\n".repeat(16));
             assert_eq!(outcome.err().matches(&format!("copying {image} to ")).count(), 1, "{outcome}");
             assert_eq!(entries(&node.join("cache/copies")).len(), n + 1);
-            assert_eq!(run(image, &[]).good().err(), "", "made once");
+            assert_eq!(run(image).good().err(), "", "made once");
         }
         let plan = Run::launch(*who, ["plan", "--cache", "node", text(&sif), "true"])
             .env("HPC_LAUNCH_NODE_CACHE", node.join("cache"))
             .run();
         assert!(plan.good().out().contains(&format!("the node's copy of {}", text(&sif))));
-        let outcome = run(text(&throwaway.root()), &[]).good();
+        let outcome = run(text(&throwaway.root())).good();
         assert!(outcome.err().contains("is a directory, and is used where it is"), "{outcome}");
         // Somebody else's directory is not trusted.
         fs::set_permissions(node.join("cache"), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
-        run(text(&squashfs), &[]).refused("store-unusable", &["is not this user's alone", "node_cache"]);
+        let alone = Run::launch(*who, ["--cache", "node", text(&squashfs), "true"]);
+        let alone = alone.env("HPC_LAUNCH_NODE_CACHE", node.join("cache")).run();
+        alone.refused("store-unusable", &["is not this user's alone", "node_cache"]);
     }
 }
 

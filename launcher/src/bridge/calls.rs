@@ -27,6 +27,26 @@ pub fn signal(pidfd: &OwnedFd, signal: Signal) -> nix::Result<()> {
     .map(drop)
 }
 
+/// Gives back the pages of this program that are mapped and not needed now: what is called again comes back from the page
+/// cache. (The kernel maps sixteen around each that is touched.)
+#[allow(unsafe_code)]
+pub fn release_program() {
+    let Ok(program) = std::fs::read_link("/proc/self/exe") else { return };
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    for line in maps.lines().filter(|line| line.ends_with(&program.display().to_string())) {
+        let mut words = line.split_ascii_whitespace();
+        let (Some(range), Some(rights)) = (words.next(), words.next()) else { continue };
+        let ends =
+            range.split_once('-').map(|(a, b)| (usize::from_str_radix(a, 16), usize::from_str_radix(b, 16)));
+        // What may be written to has no other copy.
+        if let (Some((Ok(from), Ok(to))), false) = (ends, rights.contains('w')) {
+            // SAFETY: the kernel has just said that these pages are mapped from the program's file, and they cannot have
+            // been changed: each comes back from there when it is touched.
+            unsafe { libc::madvise(from as *mut libc::c_void, to - from, libc::MADV_DONTNEED) };
+        }
+    }
+}
+
 /// Whoever of this process holds `end` of a pipe is killed when its other end is closed: by the kernel, also
 /// after an exec (fcntl(2), F_SETSIG; fs/pipe.c, pipe_release). An error where that has happened already.
 pub fn die_with(end: &OwnedFd) -> nix::Result<()> {

@@ -19,7 +19,7 @@ use pmi_shim::uplink::{Uplink, pmix, simple};
 use super::ending::Ending;
 use super::events::{Event, Events};
 use super::letters::{self, Reply, Request, Speaks};
-use super::{alone, directories, host_name, processors, raise_limit};
+use super::{alone, calls, directories, host_name, processors, raise_limit};
 
 /// How long a rank may take from its connection to its letter: it sends it at once.
 const LETTER_MS: u64 = 5000;
@@ -33,6 +33,9 @@ const HEARD_MS: u64 = 150;
 const FAILED_MS: u16 = 300;
 /// How long the launcher may take over the last words.
 const LAST_MS: u64 = 1000;
+
+/// After so long without any event what the beginning of a job needed is not needed soon.
+const QUIET: Duration = Duration::from_millis(500);
 
 /// Everything that the helper holds.
 struct Helper {
@@ -55,6 +58,8 @@ struct Helper {
     failing: Option<(u64, String)>,
     began: Instant,
     oversubscribed: bool,
+    /// Nothing has happened since the program's pages were given back.
+    is_quiet: bool,
 }
 
 /// Numbers of the owner's descriptors: doors count from 0, callers from here on.
@@ -90,6 +95,7 @@ pub fn live(control: BorrowedFd, daemon: BorrowedFd) {
         failing: None,
         began: Instant::now(),
         oversubscribed: false,
+        is_quiet: false,
     };
     helper.first(control.as_fd(), daemon);
     drop(control);
@@ -243,7 +249,8 @@ impl Helper {
             return false;
         }
         let next = due.into_iter().flatten().chain(idle_limit).min();
-        let wait = next.map(|at| Duration::from_millis(at.saturating_sub(now)));
+        let quiet = (next.is_none() && !self.is_quiet).then_some(QUIET);
+        let wait = next.map(|at| Duration::from_millis(at.saturating_sub(now))).or(quiet);
         let happened = match events.wait(wait) {
             Ok(happened) => happened,
             // Without events there is nothing that we could do for anybody: the kernel ends the ranks.
@@ -253,6 +260,13 @@ impl Helper {
             self.last_words();
             return false;
         }
+        if happened.is_empty() && quiet.is_some() {
+            // The ranks compute, for hours maybe.
+            calls::release_program();
+            self.is_quiet = true;
+            return true;
+        }
+        self.is_quiet = false;
         for event in happened {
             self.handle(event);
         }
