@@ -128,9 +128,6 @@ pub struct Config {
     pub mirrors: Vec<Sourced<(String, Vec<String>)>>,
     /// Registries that are spoken to without TLS.
     pub plain_registries: Vec<Sourced<String>>,
-    /// Those two, with what the environment says of proxies and credentials.
-    #[serde(skip)]
-    pub registries: Settings,
     /// Say what is done.
     pub verbose: Sourced<bool>,
     /// Keys that only the site's file may set, and that file.
@@ -249,6 +246,14 @@ impl Config {
         }
     }
 
+    /// The directory in which copies of images are kept: on storage of the node, where batch systems point TMPDIR.
+    pub fn node_cache_directory(&self, environ: &Environ, uid: u32) -> PathBuf {
+        self.node_cache.value.clone().unwrap_or_else(|| {
+            let scratch = environ.get_os("TMPDIR").map(PathBuf::from).filter(|p| p.is_absolute());
+            scratch.unwrap_or_else(|| PathBuf::from("/var/tmp")).join(format!("hpc-launch-{uid}/images"))
+        })
+    }
+
     fn built_in() -> Config {
         Config {
             binds: Vec::new(),
@@ -278,7 +283,6 @@ impl Config {
             lock_timeout: Sourced::built_in(120),
             mirrors: Vec::new(),
             plain_registries: Vec::new(),
-            registries: Settings::default(),
             verbose: Sourced::built_in(false),
             locked: None,
         }
@@ -309,19 +313,11 @@ impl Config {
             config.keep_away(environ);
         }
         config.own_store(environ, &site);
-        if config.node_cache.value.is_none() {
-            // Batch systems point it at storage of the node.
-            let scratch = environ.get_os("TMPDIR").map(PathBuf::from).filter(|p| p.is_absolute());
-            let scratch = scratch.unwrap_or_else(|| PathBuf::from("/var/tmp"));
-            let uid = nix::unistd::geteuid();
-            config.node_cache.value = Some(scratch.join(format!("hpc-launch-{uid}/images")));
-        }
-        config.registries = config.settings_of(environ);
         Ok(config)
     }
 
     /// What is known of registries: where docker and podman keep credentials and certificates, and the usual proxies.
-    fn settings_of(&self, environ: &Environ) -> Settings {
+    pub fn registries(&self, environ: &Environ) -> Settings {
         let path = |name: &str| environ.get_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
         let home = path("HOME");
         let of_user = path("XDG_CONFIG_HOME").or_else(|| Some(home.as_ref()?.join(".config")));
@@ -343,7 +339,7 @@ impl Config {
         let certificates = ["/etc/containers/certs.d", "/etc/docker/certs.d"].map(PathBuf::from);
         let either =
             |names: [&str; 2]| names.iter().find_map(|name| environ.get(name).filter(|v| !v.is_empty()));
-        let none = either(["NO_PROXY", "no_proxy"]).unwrap_or_default();
+        let none = either(["no_proxy", "NO_PROXY"]).unwrap_or_default();
         Settings {
             credentials,
             proxies: Proxies {
@@ -560,8 +556,8 @@ fn flag(key: &str) -> &'static str {
     }
 }
 
-/// HPC_LAUNCH_BINDS, _DEVICES, _CDI_DIRECTORIES, _STORE, _PLAIN_REGISTRIES and _UNSET_ENV are lists separated by commas; there is no variable for
-/// `env`: a variable that should be set inside can be set outside.
+/// HPC_LAUNCH_BINDS, _DEVICES, _CDI_DIRECTORIES, _STORE, _PLAIN_REGISTRIES and _UNSET_ENV are lists separated by commas;
+/// there is no variable for `env`: a variable that should be set inside can be set outside.
 fn variables(environ: &Environ) -> Result<FileLayer> {
     let list = |key| {
         environ

@@ -66,8 +66,7 @@ pub fn decoder<'a>(inner: impl Read + Send + 'a) -> Result<(Compression, Box<dyn
         }
     }
     let compression = Compression::of(&head);
-    let inner = BufReader::with_capacity(256 << 10, io::Cursor::new(head).chain(inner));
-    Ok((compression, open(compression, inner)?))
+    Ok((compression, open(compression, io::Cursor::new(head).chain(inner))?))
 }
 
 fn open<'a>(compression: Compression, inner: impl BufRead + Send + 'a) -> Result<Box<dyn Read + Send + 'a>> {

@@ -158,7 +158,7 @@ impl Stores {
 pub fn run(action: &Action, environ: &Environ) -> Result<u8> {
     match action {
         Action::Import(args) => import(&args.source, &args.name, &args.how, &args.how.config(environ)?),
-        Action::Pull(args) => pull(args, args.how.config(environ)?),
+        Action::Pull(args) => pull(args, &args.how.config(environ)?, environ),
         Action::List { json, stores } => list(&stores.config(environ, None)?, *json),
         Action::Inspect { name, stores } => inspect(name, &stores.config(environ, None)?),
         Action::Verify { stores } => verify(&stores.config(environ, None)?),
@@ -197,31 +197,32 @@ fn import(path: &Path, name: &str, how: &How, config: &Config) -> Result<u8> {
     named(&name, &imported, &store, config)
 }
 
-fn pull(args: &Pull, mut config: Config) -> Result<u8> {
+fn pull(args: &Pull, config: &Config, environ: &Environ) -> Result<u8> {
     if let Some(path) = args.reference.strip_prefix("oci:").or(args.reference.strip_prefix("oci-archive:")) {
         let name = args.name.as_deref().ok_or_else(|| {
             let what = format!("{} says no name for the image", args.reference);
             Error::new(Code::Usage, what, "hpc-launch image pull oci:PATH:NAME NAME[:TAG]")
         })?;
-        return import(Path::new(path), name, &args.how, &config);
+        return import(Path::new(path), name, &args.how, config);
     }
     let reference: Reference = args.reference.parse()?;
     let name: Name = args.name.as_deref().map_or_else(|| Ok(reference.name()), str::parse)?;
+    let mut registries = config.registries(environ);
     if args.plain_http {
-        config.registries.plain.push(reference.host().to_owned());
+        registries.plain.push(reference.host().to_owned());
     }
-    let store = own_store(&config)?;
+    let store = own_store(config)?;
     let what = format!("pulling {reference}");
-    let (progress, options) = (Progress::default(), args.how.options(&config));
+    let (progress, options) = (Progress::default(), args.how.options(config));
     let keep = |stored: &Stored| store.name(&name, &stored.id);
     let pulled = progress::shown(
         &what,
         &progress,
         &|| (),
         |_| false,
-        |waiting| import::pull(&reference, &config.registries, &store, &options, &progress, waiting, &keep),
+        |waiting| import::pull(&reference, &registries, &store, &options, &progress, waiting, &keep),
     )?;
-    named(&name, &pulled, &store, &config)
+    named(&name, &pulled, &store, config)
 }
 
 /// Says what there is now.
@@ -383,7 +384,7 @@ fn verify(config: &Config) -> Result<u8> {
     }
     if wrong > 0 {
         eprintln!(
-            "hpc-launch: import or pull again what is damaged; `hpc-launch image rm` and `gc` remove it"
+            "hpc-launch: remove what is damaged (`hpc-launch image rm NAME`, `hpc-launch image gc --all`), then import or pull it again"
         );
     }
     Ok(u8::from(wrong > 0))

@@ -1,8 +1,8 @@
 //! The environment and working directory that an image brings along.
 //!
-//! Read, in this order, later ones winning: what a store says of its image (OCI configuration), `config.json` beside a root file system (an OCI runtime
-//! bundle or an OCI image configuration), `/ch/environment` (Charliecloud), `/.singularity.d/env/*.sh`
-//! (Singularity, Apptainer: shell, of which assignments are understood; what is not is said).
+//! Read, in this order, later ones winning: what a store says of its image (OCI configuration), `config.json` beside a
+//! root file system (an OCI runtime bundle or an OCI image configuration), `/ch/environment` (Charliecloud),
+//! `/.singularity.d/env/*.sh` (Singularity, Apptainer: shell, of which assignments are understood; what is not is said).
 
 use std::path::{Path, PathBuf};
 

@@ -25,6 +25,7 @@ use serde::Serialize;
 
 use crate::cli::CacheMode;
 use crate::config::Config;
+use crate::environ::Environ;
 use crate::error::{Code, Error, Result};
 
 /// An image that can be run.
@@ -84,13 +85,22 @@ pub fn open_path(path: &Path) -> std::io::Result<OwnedFd> {
 impl Image {
     /// The image that is meant: at a path, or of that name in a store. Of an archive an image is made, once, in the user's
     /// store. `waited_for`: what to do now and then while that goes on.
-    pub fn find(given: &Path, config: &Config, waited_for: &(dyn Fn() + Sync)) -> Result<Image> {
-        let image = Image::meant(given, config, waited_for)?;
-        if config.image_cache.value == CacheMode::Node { image.nearby(config, waited_for) } else { Ok(image) }
+    pub fn find(
+        given: &Path,
+        config: &Config,
+        environ: &Environ,
+        waited_for: &(dyn Fn() + Sync),
+    ) -> Result<Image> {
+        let image = Image::meant(given, config, environ, waited_for)?;
+        if config.image_cache.value == CacheMode::Node {
+            image.nearby(config, environ, waited_for)
+        } else {
+            Ok(image)
+        }
     }
 
     /// A copy of it on the node, made once.
-    fn nearby(self, config: &Config, waited_for: &(dyn Fn() + Sync)) -> Result<Image> {
+    fn nearby(self, config: &Config, environ: &Environ, waited_for: &(dyn Fn() + Sync)) -> Result<Image> {
         if self.kind == Kind::Directory {
             eprintln!(
                 "hpc-launch: --cache node: {} is a directory, and is used where it is",
@@ -98,8 +108,8 @@ impl Image {
             );
             return Ok(self);
         }
-        let Some(root) = &config.node_cache.value else { return Ok(self) };
-        let store = own_directory(root)?;
+        let root = config.node_cache_directory(environ, nix::unistd::geteuid().as_raw());
+        let store = own_directory(&root)?;
         let file = File::open(&self.path).map_err(|e| cannot_open(&self.path, &e))?;
         let whole = Blob::whole(file, self.path.clone())?;
         let part = whole.part(self.offset, self.length);
@@ -119,9 +129,14 @@ impl Image {
         Ok(Image { given: self.given, record: self.record, copy_of: Some(self.path), ..copy })
     }
 
-    fn meant(given: &Path, config: &Config, waited_for: &(dyn Fn() + Sync)) -> Result<Image> {
+    fn meant(
+        given: &Path,
+        config: &Config,
+        environ: &Environ,
+        waited_for: &(dyn Fn() + Sync),
+    ) -> Result<Image> {
         if let Some(address) = given.to_str().filter(|text| text.starts_with(SCHEME)) {
-            return Image::pulled(given, &address.parse()?, config, waited_for);
+            return Image::pulled(given, &address.parse()?, config, environ, waited_for);
         }
         match look(given) {
             Ok(Some(image)) => Ok(image),
@@ -185,6 +200,7 @@ impl Image {
         given: &Path,
         reference: &Reference,
         config: &Config,
+        environ: &Environ,
         waited_for: &(dyn Fn() + Sync),
     ) -> Result<Image> {
         let options = options(config, Compressor::Zstd);
@@ -204,7 +220,15 @@ impl Image {
             waited_for,
             |i: &Imported| !i.was_there,
             |waiting| {
-                import::pull(reference, &config.registries, &store, &options, &progress, waiting, &keep)
+                import::pull(
+                    reference,
+                    &config.registries(environ),
+                    &store,
+                    &options,
+                    &progress,
+                    waiting,
+                    &keep,
+                )
             },
         )?;
         Image::of_store(given, pulled.stored)

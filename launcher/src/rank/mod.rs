@@ -136,7 +136,7 @@ impl Request {
     /// The image. Those who wait at the lock do so in vain while one is made of an archive: now and then they are sent to
     /// look again, so that only a builder that does nothing makes them give up.
     fn find_image(&self, lock: Option<&Lock>) -> Result<Image> {
-        Image::find(&self.image, &self.config, &|| lock.map_or((), Lock::send_away))
+        Image::find(&self.image, &self.config, &self.environ, &|| lock.map_or((), Lock::send_away))
     }
 
     /// Program and arguments: the user's, or else the image's.

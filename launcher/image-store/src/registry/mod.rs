@@ -165,7 +165,8 @@ impl Files for Remote<'_> {
                 todo.push(blob);
             }
         }
-        let all: u64 = todo.iter().map(|(_, size)| size).sum();
+        // What a manifest says of lengths is anybody's.
+        let all = todo.iter().fold(0u64, |all, (_, size)| all.saturating_add(*size));
         self.progress.all.store(all, std::sync::atomic::Ordering::Relaxed);
         self.progress.read.store(0, std::sync::atomic::Ordering::Relaxed);
         let next = std::sync::atomic::AtomicUsize::new(0);

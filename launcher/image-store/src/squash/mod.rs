@@ -108,6 +108,3 @@ pub fn check(blob: &Blob) -> Result<()> {
     }
     Ok(())
 }
-
-#[cfg(test)]
-mod tests;

@@ -5,7 +5,6 @@
 
 use std::fs::{File, TryLockError};
 use std::io::{Read, Seek, Write};
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::work::{myself, unsupported};
@@ -18,7 +17,6 @@ const POLL: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub struct Held {
     file: File,
-    path: PathBuf,
     told: Instant,
 }
 
@@ -44,11 +42,6 @@ impl Held {
             .and_then(|()| self.file.set_len(0))
             .and_then(|()| self.file.write_all(line.as_bytes()));
     }
-
-    /// Where it is.
-    pub fn path(&self) -> &PathBuf {
-        &self.path
-    }
 }
 
 /// What waiting came to.
@@ -72,7 +65,7 @@ impl Store {
         loop {
             match file.try_lock() {
                 Ok(()) => {
-                    let mut held = Held { file, path, told: since };
+                    let mut held = Held { file, told: since };
                     held.tell("has begun");
                     return Ok(Turn::Ours(held));
                 }

@@ -1,1 +1,0 @@
-//! SquashFS files, read by the tools of others.
