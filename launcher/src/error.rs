@@ -1,6 +1,7 @@
 //! The crate's one error type, and the catalogue of everything that can be refused: code, exit
 //! status, meaning. docs/FAILURES.md is checked against it.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::path::Path;
 
@@ -143,18 +144,28 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "[{}] {}", self.code.name(), self.what)?;
+        write!(f, "[{}] {}", self.code.name(), harmless(&self.what))?;
         if !self.cure.is_empty() {
-            write!(f, "\n  what to do: {}", self.cure)?;
+            write!(f, "\n  what to do: {}", harmless(&self.cure))?;
         }
         for also in self.also.iter().take(MAX_ALSO) {
-            write!(f, "\n  and [{}] {}", also.code.name(), also.what)?;
+            write!(f, "\n  and [{}] {}", also.code.name(), harmless(&also.what))?;
         }
         match self.also.len().saturating_sub(MAX_ALSO) {
             0 => Ok(()),
             more => write!(f, "\n  and {more} more: see hpc-launch check"),
         }
     }
+}
+
+/// Names of an image's files stand in messages: what a terminal would obey is shown instead.
+fn harmless(text: &str) -> Cow<'_, str> {
+    let obeyed = |c: char| c.is_control() && c != '\n' && c != '\t';
+    if !text.contains(obeyed) {
+        return Cow::Borrowed(text);
+    }
+    let shown = |c: char| if obeyed(c) { c.escape_default().to_string() } else { c.to_string() };
+    Cow::Owned(text.chars().map(shown).collect())
 }
 
 impl std::error::Error for Error {}
@@ -208,6 +219,12 @@ pub fn in_image(image: &Path) -> impl Fn(abi_probe::Error) -> Error + '_ {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_message_is_obeyed_by_a_terminal() {
+        let e = Error::new(Code::Usage, "a\u{1b}[31mb\nc", "d\u{9b}e");
+        assert_eq!(e.to_string(), "[usage] a\\u{1b}[31mb\nc\n  what to do: d\\u{9b}e");
+    }
 
     #[test]
     fn the_documentation_lists_every_code_with_its_status_and_meaning() {

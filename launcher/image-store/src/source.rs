@@ -105,15 +105,7 @@ impl Source {
             }
         } else if meta.is_file() {
             let file = File::open(path).map_err(|e| Error::reading(path, &e))?;
-            let mut head = [0u8; 1100];
-            let mut have = 0;
-            while have < head.len() {
-                match file.read_at(&mut head[have..], have as u64).map_err(|e| Error::reading(path, &e))? {
-                    0 => break,
-                    n => have += n,
-                }
-            }
-            Form::of_head(&head[..have]).ok_or_else(|| unknown(path, &head[..have]))?
+            recognise(&file, path)?
         } else {
             return Err(Error::new(
                 Kind::Unknown,
@@ -129,9 +121,41 @@ impl Source {
 pub const KNOWN: &str = "give a directory with a root file system, a SquashFS or SIF file, a tarball (also gzip, zstd, xz), \
                          an archive of `docker save`, or an OCI image layout";
 
-fn unknown(path: &Path, head: &[u8]) -> Error {
+/// Magic numbers of what people hand us that is no image: what it is, and what makes an image of it.
+const OTHERS: &[(&[u8], usize, &str, &str)] = &[
+    (b"\xe2\xe1\xf5\xe0", 1024, "an EROFS image", "mount it, and run the mount point"),
+    (b"\x53\xef", 1080, "an ext2/3/4 image", "mount it, and run the mount point"),
+    (b"\x7fELF", 0, "an ELF program", "the image comes first, then the program: hpc-launch IMAGE PROGRAM"),
+    (b"#!", 0, "a script", "the image comes first, then the program: hpc-launch IMAGE PROGRAM"),
+    (b"shsq", 0, "a SquashFS 3 or big-endian file", "make it anew with mksquashfs 4"),
+];
+
+/// What a file is, by its first kilobyte.
+pub fn recognise(file: &File, path: &Path) -> Result<Form> {
+    let mut head = [0u8; 1100];
+    let mut have = 0;
+    while have < head.len() {
+        match file.read_at(&mut head[have..], have as u64).map_err(|e| Error::reading(path, &e))? {
+            0 => break,
+            n => have += n,
+        }
+    }
+    let head = &head[..have];
+    if let Some(form) = Form::of_head(head) {
+        return Ok(form);
+    }
+    let shown = path.display();
+    for (magic, at, what, cure) in OTHERS {
+        if head.get(*at..).is_some_and(|tail| tail.starts_with(magic)) {
+            return Err(Error::new(
+                Kind::Unknown,
+                format!("{shown} is {what}, no image that can be run"),
+                *cure,
+            ));
+        }
+    }
     let magic: String = head.iter().take(8).flat_map(|b| b.escape_ascii()).map(char::from).collect();
     let found =
         if magic.is_empty() { "it is empty".to_owned() } else { format!("it begins with \"{magic}\"") };
-    Error::new(Kind::Unknown, format!("{} is no image of a known kind: {found}", path.display()), KNOWN)
+    Err(Error::new(Kind::Unknown, format!("{shown} is no image of a known kind: {found}"), KNOWN))
 }

@@ -9,10 +9,10 @@ use image_store::registry::Reference;
 use image_store::source::Source;
 use image_store::squash::Compressor;
 use image_store::store::{ImageRecord, Named, Origin, Store, Stored};
-use image_store::{Digest, Kind as Fault, Name, error::size};
+use image_store::{Digest, Name, error::size};
 use serde::Serialize;
 
-use super::{options, own_store, progress};
+use super::{options, own_store, progress, stores};
 use crate::cli::Options;
 use crate::config::{Config, Size};
 use crate::environ::Environ;
@@ -165,19 +165,6 @@ pub fn run(action: &Action, environ: &Environ) -> Result<u8> {
         Action::Rm { names, stores } => remove(names, &stores.config(environ, None)?),
         Action::Gc { all, stores } => collect(*all, &stores.config(environ, None)?),
     }
-}
-
-/// The stores that are there.
-fn stores(config: &Config) -> Result<Vec<Store>> {
-    let mut all = Vec::new();
-    for root in &config.store {
-        match Store::open(&root.value) {
-            Ok(store) => all.push(store),
-            Err(e) if e.kind == Fault::Missing => {}
-            Err(e) => return Err(e.into()),
-        }
-    }
-    Ok(all)
 }
 
 fn import(path: &Path, name: &str, how: &How, config: &Config) -> Result<u8> {

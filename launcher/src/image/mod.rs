@@ -6,7 +6,7 @@ mod progress;
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use image_store::layers::Blob;
 use image_store::layout::{Platform, wrong_architecture};
 use image_store::registry::{Reference, SCHEME};
 use image_store::sif::Sif;
-use image_store::source::{Form, Source};
+use image_store::source::{Form, Source, recognise};
 use image_store::squash::{self, Compressor};
 use image_store::store::{ImageRecord, RECORD, ROOT_FILE, Store, Stored};
 use image_store::{Kind as Fault, Name, nearby};
@@ -66,15 +66,6 @@ pub enum Kind {
     /// A SquashFS 4.0 file, or one in a SIF file.
     Squashfs,
 }
-
-/// Magic numbers of what people hand us that is no image: what it is, and what makes an image of it.
-const OTHERS: &[(&[u8], usize, &str, &str)] = &[
-    (b"\xe2\xe1\xf5\xe0", 1024, "an EROFS image", "mount it, and run the mount point"),
-    (b"\x53\xef", 1080, "an ext2/3/4 image", "mount it, and run the mount point"),
-    (b"\x7fELF", 0, "an ELF program", "the image comes first, then the program: hpc-launch IMAGE PROGRAM"),
-    (b"#!", 0, "a script", "the image comes first, then the program: hpc-launch IMAGE PROGRAM"),
-    (b"shsq", 0, "a SquashFS 3 or big-endian file", "make it anew with mksquashfs 4"),
-];
 
 /// A handle on whatever is there, without opening it: a FIFO would wait. (Not by std's `custom_flags`, which
 /// drop the bits of musl's O_ACCMODE, O_PATH among them.)
@@ -169,21 +160,14 @@ impl Image {
 
     /// Of that name, in the first store that has it.
     fn named(given: &Path, name: &Name, config: &Config, no_path: Error) -> Result<Image> {
-        let mut tried = Vec::new();
-        let mut near = Vec::new();
-        for root in &config.store {
-            match Store::open(&root.value) {
-                Ok(store) => match store.find(name)? {
-                    Some(stored) => return Image::of_store(given, stored),
-                    None => {
-                        near.extend(store.near(name).into_iter().map(|n| n.to_string()));
-                        tried.push(root.value.display().to_string());
-                    }
-                },
-                Err(e) if e.kind == Fault::Missing => {}
-                Err(e) => return Err(e.into()),
+        let all = stores(config)?;
+        for store in &all {
+            if let Some(stored) = store.find(name)? {
+                return Image::of_store(given, stored);
             }
         }
+        let near: Vec<String> = all.iter().flat_map(|s| s.near(name)).map(|n| n.to_string()).collect();
+        let tried: Vec<String> = all.iter().map(|s| s.root.display().to_string()).collect();
         let stores = match &tried[..] {
             [] => "there is no store of images yet".to_owned(),
             tried => format!("no store has {name}: {}", tried.join(", ")),
@@ -204,12 +188,8 @@ impl Image {
         waited_for: &(dyn Fn() + Sync),
     ) -> Result<Image> {
         let options = options(config, Compressor::Zstd);
-        for root in &config.store {
-            if let Ok(store) = Store::open(&root.value)
-                && let Some(stored) = import::pulled(reference, &store, &options)
-            {
-                return Image::of_store(given, stored);
-            }
+        if let Some(stored) = stores(config)?.iter().find_map(|s| import::pulled(reference, s, &options)) {
+            return Image::of_store(given, stored);
         }
         let store = own_store(config)?;
         let what = format!("pulling {reference} into {}", store.root.display());
@@ -269,6 +249,19 @@ impl Image {
         )?;
         Image::of_store(given, imported.stored)
     }
+}
+
+/// The stores that are there.
+fn stores(config: &Config) -> Result<Vec<Store>> {
+    let mut all = Vec::new();
+    for root in &config.store {
+        match Store::open(&root.value) {
+            Ok(store) => all.push(store),
+            Err(e) if e.kind == Fault::Missing => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(all)
 }
 
 /// How images are made.
@@ -372,7 +365,7 @@ fn look(given: &Path) -> Result<Option<Image>> {
         ));
     }
     let file = File::open(&image.path).map_err(|e| cannot_open(given, &e))?;
-    let form = recognise(given, &file)?;
+    let form = recognise(&file, given)?;
     let whole = Blob::whole(file, given.to_owned())?;
     image.kind = Kind::Squashfs;
     match form {
@@ -418,37 +411,6 @@ fn cannot_open(path: &Path, e: &std::io::Error) -> Error {
             "ask its owner for read permission on it and search permission on every directory above",
         ),
     }
-}
-
-fn recognise(given: &Path, file: &File) -> Result<Form> {
-    let mut head = [0u8; 1100];
-    let mut have = 0;
-    while have < head.len() {
-        match file.read_at(&mut head[have..], have as u64) {
-            Ok(0) => break,
-            Ok(n) => have += n,
-            Err(e) => return Err(cannot_open(given, &e)),
-        }
-    }
-    let head = &head[..have];
-    if let Some(form) = Form::of_head(head) {
-        return Ok(form);
-    }
-    let shown = given.display();
-    for (magic, at, what, cure) in OTHERS {
-        if head.get(*at..).is_some_and(|tail| tail.starts_with(magic)) {
-            return Err(Error::new(
-                Code::ImageUnknown,
-                format!("{shown} is {what}, no image that can be run"),
-                *cure,
-            ));
-        }
-    }
-    let magic: String = head.iter().take(8).flat_map(|b| b.escape_ascii()).map(char::from).collect();
-    let found =
-        if magic.is_empty() { "it is empty".to_owned() } else { format!("it begins with \"{magic}\"") };
-    let what = format!("{shown} is no image of a known kind: {found}");
-    Err(Error::new(Code::ImageUnknown, what, image_store::source::KNOWN))
 }
 
 #[cfg(test)]
