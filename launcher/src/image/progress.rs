@@ -45,11 +45,12 @@ pub fn shown<T>(
             bar.said.get()
         };
         let shower = thread::Builder::new().spawn_scoped(scope, show);
+        let mut is_waiting = false;
         let result = work(&mut |holder| {
-            if !std::io::stderr().is_terminal() {
-                return;
+            // Once: it says something new all the time.
+            if !std::mem::replace(&mut is_waiting, true) && std::io::stderr().is_terminal() {
+                eprintln!("hpc-launch: waiting for {holder}");
             }
-            eprintln!("hpc-launch: waiting for {holder}");
         });
         done.store(true, Ordering::Release);
         let said = shower.is_ok_and(|shower| {

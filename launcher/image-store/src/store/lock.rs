@@ -17,6 +17,9 @@ const POLL: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub struct Held {
     file: File,
+    /// Its owner, by a name that stays.
+    who: String,
+    since: Instant,
     told: Instant,
 }
 
@@ -34,7 +37,8 @@ impl Held {
     /// Tells those who wait.
     pub fn tell(&mut self, text: &str) {
         self.told = Instant::now();
-        let line = format!("{} {text}\n", myself());
+        // As long as its owner lives, a lock says something new.
+        let line = format!("{} {text}, for {} s\n", self.who, self.since.elapsed().as_secs());
         // They only read it: a failure loses nothing but words.
         let _ = self
             .file
@@ -65,7 +69,7 @@ impl Store {
         loop {
             match file.try_lock() {
                 Ok(()) => {
-                    let mut held = Held { file, told: since };
+                    let mut held = Held { file, who: myself(), since: Instant::now(), told: since };
                     held.tell("has begun");
                     return Ok(Turn::Ours(held));
                 }
