@@ -63,6 +63,8 @@ catalogue! {
     ImageArchitecture "image-architecture" EXIT_REFUSED "The image is for another machine.";
     ImageDigest "image-digest" EXIT_REFUSED "What was read of an image is not what its digest says.";
     ImageUnsupported "image-unsupported" EXIT_REFUSED "The image is encrypted, or has something that no user can mount.";
+    ImageUnsigned "image-unsigned" EXIT_REFUSED "A signature is required, and the image, or a part of it, has none.";
+    SignatureInvalid "signature-invalid" EXIT_REFUSED "A signature of the image is wrong, or the image is not what was signed.";
     StoreUnusable "store-unusable" EXIT_REFUSED "A store of images is none, or may not be written to.";
     StoreFull "store-full" EXIT_REFUSED "There is not enough space for an image.";
     StoreBusy "store-busy" EXIT_REFUSED "Somebody else makes the same image and does not proceed.";
@@ -184,6 +186,8 @@ impl From<image_store::Error> for Error {
             Kind::Architecture => Code::ImageArchitecture,
             Kind::Digest => Code::ImageDigest,
             Kind::Unsupported => Code::ImageUnsupported,
+            Kind::Unsigned => Code::ImageUnsigned,
+            Kind::Signature => Code::SignatureInvalid,
             Kind::Store => Code::StoreUnusable,
             Kind::Space => Code::StoreFull,
             Kind::Busy => Code::StoreBusy,

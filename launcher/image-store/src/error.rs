@@ -29,6 +29,10 @@ pub enum Kind {
     Digest,
     /// It is encrypted, or of a kind that no ordinary user can mount.
     Unsupported,
+    /// A signature is asked for, and there is none of something.
+    Unsigned,
+    /// It is not what was signed.
+    Signature,
     /// The store is not there, may not be written to, or is of another version.
     Store,
     /// There is not enough space.

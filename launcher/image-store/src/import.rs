@@ -305,6 +305,7 @@ fn described(
         by: options.by.clone(),
         unpacked: parts.unpacked,
         notes: parts.notes,
+        signed_by: Vec::new(),
     };
     Ok(Made { record, origin })
 }

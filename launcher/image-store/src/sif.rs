@@ -1,6 +1,8 @@
 //! SIF, the file of Singularity and Apptainer: a header, descriptors, and what they describe. The root file system is a
 //! SquashFS somewhere in it (sylabs/sif and apptainer/sif, pkg/sif: structures in little endian, packed).
 
+pub mod signature;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -45,12 +47,34 @@ pub struct Sif {
     pub signatures: usize,
 }
 
-/// One descriptor.
+/// One descriptor that is in use.
 struct Descriptor {
     kind: u32,
+    /// Its object's number.
+    id: u32,
+    group: u32,
+    link: u32,
     offset: u64,
     length: u64,
-    extra: Vec<u8>,
+    /// As it lies in the file.
+    raw: Vec<u8>,
+}
+
+impl Descriptor {
+    /// What only objects of its type have.
+    fn extra(&self) -> &[u8] {
+        &self.raw[201..]
+    }
+
+    fn is_root(&self) -> bool {
+        self.kind == PARTITION && u32_at(self.extra(), 4) == PRIMARY
+    }
+}
+
+/// A header, and descriptors whose objects lie in the file, apart from each other.
+struct Table {
+    header: Vec<u8>,
+    all: Vec<Descriptor>,
 }
 
 fn damaged(path: &Path, why: String) -> Error {
@@ -87,19 +111,20 @@ fn architecture(code: &[u8]) -> String {
     name.to_owned()
 }
 
-impl Sif {
-    /// Reads header and descriptors.
-    pub fn read(file: &File, path: &Path) -> Result<Sif> {
+/// Bytes of the file.
+fn read(file: &File, path: &Path, offset: u64, length: usize) -> Result<Vec<u8>> {
+    let mut bytes = vec![0; length];
+    file.read_exact_at(&mut bytes, offset).map_err(|e| match e.kind() {
+        std::io::ErrorKind::UnexpectedEof => damaged(path, "it is cut short".to_owned()),
+        _ => Error::reading(path, &e),
+    })?;
+    Ok(bytes)
+}
+
+impl Table {
+    fn read(file: &File, path: &Path) -> Result<Table> {
         let size = file.metadata().map_err(|e| Error::reading(path, &e))?.len();
-        let read = |offset: u64, length: usize| -> Result<Vec<u8>> {
-            let mut bytes = vec![0; length];
-            file.read_exact_at(&mut bytes, offset).map_err(|e| match e.kind() {
-                std::io::ErrorKind::UnexpectedEof => damaged(path, "it is cut short".to_owned()),
-                _ => Error::reading(path, &e),
-            })?;
-            Ok(bytes)
-        };
-        let header = read(0, HEADER)?;
+        let header = read(file, path, 0, HEADER)?;
         if !header[MAGIC_AT..].starts_with(MAGIC) {
             return Err(damaged(path, "it has no SIF_MAGIC".to_owned()));
         }
@@ -122,7 +147,7 @@ impl Sif {
                 format!("its {total} descriptors at {at} lie behind its end at {size}"),
             ));
         }
-        let bytes = read(at, total as usize * DESCRIPTOR)?;
+        let bytes = read(file, path, at, total as usize * DESCRIPTOR)?;
         let mut all = Vec::new();
         for (number, descriptor) in bytes.chunks(DESCRIPTOR).enumerate().filter(|(_, d)| d[4] != 0) {
             let offset = u64_at(path, descriptor, 17, "object's place")?;
@@ -145,9 +170,12 @@ impl Sif {
             }
             all.push(Descriptor {
                 kind: u32_at(descriptor, 0),
+                id: u32_at(descriptor, 5),
+                group: u32_at(descriptor, 9),
+                link: u32_at(descriptor, 13),
                 offset,
                 length,
-                extra: descriptor[201..].to_vec(),
+                raw: descriptor.to_vec(),
             });
         }
         let mut by_place: Vec<&Descriptor> = all.iter().filter(|d| d.length > 0).collect();
@@ -156,8 +184,15 @@ impl Sif {
             let (a, b) = (pair[0].offset, pair[1].offset);
             return Err(damaged(path, format!("objects at {a} and {b} overlap")));
         }
-        let is_root = |d: &&Descriptor| d.kind == PARTITION && u32_at(&d.extra, 4) == PRIMARY;
-        let mut roots = all.iter().filter(is_root);
+        Ok(Table { header, all })
+    }
+}
+
+impl Sif {
+    /// Reads header and descriptors.
+    pub fn read(file: &File, path: &Path) -> Result<Sif> {
+        let Table { all, .. } = Table::read(file, path)?;
+        let mut roots = all.iter().filter(|d| d.is_root());
         let root = roots.next().ok_or_else(|| {
             let what = format!(
                 "the SIF file {} has no primary partition: it holds no root file system",
@@ -172,7 +207,7 @@ impl Sif {
         if roots.next().is_some() {
             return Err(damaged(path, "it has two primary partitions".to_owned()));
         }
-        match u32_at(&root.extra, 0) {
+        match u32_at(root.extra(), 0) {
             SQUASHFS => {}
             ENCRYPTED => {
                 let what = format!("the SIF file {} is encrypted", path.display());
@@ -199,14 +234,14 @@ impl Sif {
         }
         let labels = all.iter().find(|d| d.kind == LABELS && d.length <= MAX_TEXT);
         let labels = match labels {
-            Some(d) => labels_of(&read(d.offset, d.length as usize)?),
+            Some(d) => labels_of(&read(file, path, d.offset, d.length as usize)?),
             None => BTreeMap::new(),
         };
         Ok(Sif {
             offset: root.offset,
             length: root.length,
             platform: Platform {
-                architecture: architecture(&root.extra[8..]),
+                architecture: architecture(&root.extra()[8..]),
                 os: "linux".to_owned(),
                 variant: None,
             },
@@ -230,9 +265,9 @@ mod tests {
     use super::*;
 
     /// Type, offset, length, type of file system, type of partition.
-    type Object = (u32, i64, i64, u32, u32);
+    pub(super) type Object = (u32, i64, i64, u32, u32);
 
-    fn made(objects: &[Object]) -> Vec<u8> {
+    pub(super) fn made(objects: &[Object]) -> Vec<u8> {
         let mut bytes = vec![0u8; 65536];
         bytes[..32].copy_from_slice(b"#!/usr/bin/env run-singularity\n\0");
         bytes[32..42].copy_from_slice(MAGIC);
@@ -257,7 +292,7 @@ mod tests {
         Sif::read(file.as_file(), Path::new("x.sif"))
     }
 
-    const ROOT: Object = (PARTITION, 40960, 4096, SQUASHFS, PRIMARY);
+    pub(super) const ROOT: Object = (PARTITION, 40960, 4096, SQUASHFS, PRIMARY);
 
     #[test]
     fn the_primary_partition_is_found() {

@@ -4,7 +4,7 @@
 //! store.json                          the layout's version
 //! images/<id>/image.sqfs              the root file system
 //! images/<id>/image.json              what it is: <id> is the SHA-256 of this file, which has that of image.sqfs
-//! images/<id>/origin.json             where it came from
+//! images/<id>/origin.json             where it came from, and whose signature of that was verified
 //! names/<name>:<tag>                  the id (slashes of names as %)
 //! sources/<key>                       the id of what was made of an archive or of a manifest
 //! work/<host>.<pid>.<n>/              what somebody is writing; beside it a lock that ends with its owner
@@ -32,6 +32,7 @@ pub use self::record::{ImageRecord, Named, Origin, RECORD, ROOT_FILE};
 pub use self::work::Work;
 use crate::error::{Error, Kind, Result};
 use crate::name::{Digest, Name};
+use crate::sif::signature::Verified;
 
 const VERSION: u32 = 1;
 const VERSION_FILE: &str = "store.json";
@@ -263,6 +264,33 @@ impl Store {
             Err(e) => return Err(Error::writing(&to, &e)),
         }
         self.image(&id)
+    }
+
+    /// Remembers who signed what an image was made of: that image, if this is its root file system.
+    pub fn vouch(&self, stored: &Stored, verified: &Verified) -> Result<()> {
+        if stored.record.squashfs != verified.root {
+            return Err(Error::new(
+                Kind::Signature,
+                format!("the image {} is not what was signed: its source was changed meanwhile", stored.id),
+                "import it again, once nobody writes to it",
+            ));
+        }
+        let path = Path::new(IMAGES).join(stored.id.hex()).join(record::ORIGIN);
+        let mut origin = stored.origin().ok_or_else(|| {
+            Error::damaged(format!("{} is no origin of an image", self.root.join(&path).display()))
+        })?;
+        let known = origin.signed_by.len();
+        for fingerprint in &verified.fingerprints {
+            if !origin.signed_by.contains(fingerprint) {
+                origin.signed_by.push(fingerprint.clone());
+            }
+        }
+        if origin.signed_by.len() == known {
+            return Ok(());
+        }
+        let text = serde_json::to_vec_pretty(&origin)
+            .map_err(|e| Error::writing(&self.root, &io::Error::other(e)))?;
+        self.put(&path, &text)
     }
 
     /// Writes a small file whole: it appears with all its bytes, or not.

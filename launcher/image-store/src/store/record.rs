@@ -56,6 +56,9 @@ pub struct Origin {
     /// What was left out.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
+    /// Fingerprints of the keys whose signatures of it were verified, in a file that it was made of.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub signed_by: Vec<String>,
 }
 
 /// A name's image.
