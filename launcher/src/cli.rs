@@ -345,6 +345,9 @@ pub struct Options {
     /// What may come out of an archive of an image: 500M, 200G [default: 64G]
     #[arg(long, value_name = "SIZE", value_parser = Size::parse)]
     pub max_size: Option<Size>,
+    /// Run only what is signed with a key of a key ring: SIF files, and images of a store that were imported so
+    #[arg(long)]
+    pub require_signature: bool,
     /// Say what is done, and why
     #[arg(long, short)]
     pub verbose: bool,

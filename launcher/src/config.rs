@@ -1,8 +1,9 @@
 //! Settings in layers, each value knowing where it comes from:
 //! built-in < /etc/hpc-launch/config.toml < ~/.config/hpc-launch/config.toml < HPC_LAUNCH_* < flags.
 //!
-//! The site's file may lock keys: `locked = ["mpi"]`. A lower layer that sets a locked key to another
-//! value is refused. Lists (binds, env, unset_env) add up over the layers; the rest is replaced.
+//! The site's file may lock keys: `locked = ["mpi"]`, and `require_signature = true` locks itself there. A lower
+//! layer that sets a locked key to another value is refused. Lists (binds, env, unset_env) add up over the layers; the
+//! rest is replaced.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -128,6 +129,10 @@ pub struct Config {
     pub mirrors: Vec<Sourced<(String, Vec<String>)>>,
     /// Registries that are spoken to without TLS.
     pub plain_registries: Vec<Sourced<String>>,
+    /// Images must be signed. Where the site's file wants it, that is locked.
+    pub require_signature: Sourced<bool>,
+    /// Key rings that signatures are verified with; none: Apptainer's and Singularity's.
+    pub keyring: Vec<Sourced<PathBuf>>,
     /// Say what is done.
     pub verbose: Sourced<bool>,
     /// Keys that only the site's file may set, and that file.
@@ -165,6 +170,8 @@ struct FileLayer {
     lock_timeout: Option<u64>,
     mirrors: Option<BTreeMap<String, Vec<String>>>,
     plain_registries: Option<Vec<String>>,
+    require_signature: Option<bool>,
+    keyring: Option<Vec<PathBuf>>,
     verbose: Option<bool>,
     locked: Option<Vec<String>>,
 }
@@ -197,6 +204,8 @@ const KEYS: &[&str] = &[
     "lock_timeout",
     "mirrors",
     "plain_registries",
+    "require_signature",
+    "keyring",
     "verbose",
 ];
 
@@ -283,6 +292,8 @@ impl Config {
             lock_timeout: Sourced::built_in(120),
             mirrors: Vec::new(),
             plain_registries: Vec::new(),
+            require_signature: Sourced::built_in(false),
+            keyring: Vec::new(),
             verbose: Sourced::built_in(false),
             locked: None,
         }
@@ -387,6 +398,11 @@ impl Config {
             }
             self.locked = Some(Sourced { value: locked, origin: origin("locked") });
         }
+        if is_site && layer.require_signature == Some(true) {
+            let locked =
+                self.locked.get_or_insert_with(|| Sourced { value: Vec::new(), origin: origin("locked") });
+            locked.value.push("require_signature".to_owned());
+        }
         for bind in layer.binds.unwrap_or_default() {
             self.check_lock("binds", false, &origin, is_site)?;
             self.binds.push(Sourced { value: bind, origin: origin("binds") });
@@ -426,6 +442,14 @@ impl Config {
             self.check_lock("plain_registries", false, &origin, is_site)?;
             self.plain_registries.push(Sourced { value: host, origin: origin("plain_registries") });
         }
+        for ring in layer.keyring.unwrap_or_default() {
+            self.check_lock("keyring", false, &origin, is_site)?;
+            if !ring.is_absolute() {
+                let why = format!("keyring: {} is no absolute path", ring.display());
+                return Err(invalid(&origin("keyring"), &why));
+            }
+            self.keyring.push(Sourced { value: ring, origin: origin("keyring") });
+        }
         for named in layer.host_mpis.unwrap_or_default() {
             self.check_lock("host_mpis", false, &origin, is_site)?;
             if !named.library.is_absolute() {
@@ -462,6 +486,7 @@ impl Config {
             node_cache Some;
             max_size |v| v.0;
             lock_timeout |v| v;
+            require_signature |v| v;
             verbose |v| v;
         }
         Ok(())
@@ -552,12 +577,13 @@ fn flag(key: &str) -> &'static str {
         "store" => "--store",
         "image_cache" => "--cache",
         "max_size" => "--max-size",
+        "require_signature" => "--require-signature",
         _ => "--verbose",
     }
 }
 
-/// HPC_LAUNCH_BINDS, _DEVICES, _CDI_DIRECTORIES, _STORE, _PLAIN_REGISTRIES and _UNSET_ENV are lists separated by commas;
-/// there is no variable for `env`: a variable that should be set inside can be set outside.
+/// HPC_LAUNCH_BINDS, _DEVICES, _CDI_DIRECTORIES, _STORE, _PLAIN_REGISTRIES, _KEYRING and _UNSET_ENV are lists separated
+/// by commas; there is no variable for `env`: a variable that should be set inside can be set outside.
 fn variables(environ: &Environ) -> Result<FileLayer> {
     let list = |key| {
         environ
@@ -604,6 +630,8 @@ fn variables(environ: &Environ) -> Result<FileLayer> {
         squashfuse: path("squashfuse"),
         store: list("store").map(|all| all.into_iter().map(PathBuf::from).collect()),
         plain_registries: list("plain_registries"),
+        require_signature: boolean("require_signature")?,
+        keyring: list("keyring").map(|all| all.into_iter().map(PathBuf::from).collect()),
         image_cache: choice(environ, "image_cache", false)?,
         node_cache: path("node_cache"),
         max_size: sizes.transpose()?,
@@ -673,6 +701,8 @@ fn flags(options: &Options) -> Result<FileLayer> {
         lock_timeout: None,
         mirrors: None,
         plain_registries: None,
+        require_signature: options.require_signature.then_some(true),
+        keyring: None,
         verbose: options.verbose.then_some(true),
         locked: None,
     })
@@ -714,6 +744,29 @@ mod tests {
         assert_eq!(e.what, "--mpi sets mpi, which /site locks");
         assert!(config.apply(layer("binds = ['/x']"), &flag, false).is_err());
         assert!(config.apply(layer("locked = ['env']"), &flag, false).is_err());
+    }
+
+    #[test]
+    fn what_the_site_wants_signed_nobody_runs_unsigned() {
+        let layers = |texts: [&str; 3]| {
+            let mut config = Config::built_in();
+            for (text, place) in texts.iter().zip(["/site", "/user", "/flags"]) {
+                let origin = |_: &str| Origin::File(place.into());
+                config.apply(layer(text), &origin, place == "/site")?;
+            }
+            Ok((config.require_signature.value, config.require_signature.origin.to_string()))
+        };
+        let (yes, no) = ("require_signature = true", "require_signature = false");
+        let found: Result<_> = layers([yes, "", yes]);
+        assert_eq!(found.unwrap(), (true, "/flags".into()));
+        assert_eq!(layers([no, yes, ""]).unwrap(), (true, "/user".into()));
+        assert_eq!(layers(["", yes, no]).unwrap(), (false, "/flags".into()));
+        for texts in [[yes, no, ""], [yes, "", no], [yes, yes, no]] {
+            let e = layers(texts).unwrap_err();
+            assert_eq!(e.code, Code::ConfigLocked);
+            assert!(e.what.ends_with(" sets require_signature, which /site locks"), "{}", e.what);
+        }
+        assert!(layers(["locked = ['require_signature']", yes, ""]).is_err());
     }
 
     #[test]

@@ -65,6 +65,10 @@ catalogue! {
     ImageUnsupported "image-unsupported" EXIT_REFUSED "The image is encrypted, or has something that no user can mount.";
     ImageUnsigned "image-unsigned" EXIT_REFUSED "A signature is required, and the image, or a part of it, has none.";
     SignatureInvalid "signature-invalid" EXIT_REFUSED "A signature of the image is wrong, or the image is not what was signed.";
+    SignatureKey "signature-key" EXIT_REFUSED "The key that signed the image is in no key ring, has expired or was revoked.";
+    KeyRing "key-ring" EXIT_REFUSED "There is no key ring to verify signatures with, or one cannot be used.";
+    GpgvMissing "gpgv-missing" EXIT_REFUSED "Only gpgv can verify signatures, and it is not installed.";
+    GpgvFailed "gpgv-failed" EXIT_REFUSED "gpgv could not be run, or did not say whether a signature is right.";
     StoreUnusable "store-unusable" EXIT_REFUSED "A store of images is none, or may not be written to.";
     StoreFull "store-full" EXIT_REFUSED "There is not enough space for an image.";
     StoreBusy "store-busy" EXIT_REFUSED "Somebody else makes the same image and does not proceed.";

@@ -282,6 +282,10 @@ fn show_config(config: &Config, json: bool) -> Result<()> {
     }
     line("max_size", config.max_size.value.to_string(), &config.max_size.origin);
     line("lock_timeout", config.lock_timeout.value.to_string(), &config.lock_timeout.origin);
+    line("require_signature", config.require_signature.value.to_string(), &config.require_signature.origin);
+    for ring in &config.keyring {
+        line("keyring", ring.value.display().to_string(), &ring.origin);
+    }
     line("verbose", config.verbose.value.to_string(), &config.verbose.origin);
     if let Some(locked) = &config.locked {
         line("locked", locked.value.join(", "), &locked.origin);

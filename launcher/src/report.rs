@@ -19,7 +19,11 @@ pub fn text(plan: &Plan) -> String {
         .copy_of
         .as_ref()
         .map_or(String::new(), |of| format!(", the node's copy of {}", of.display()));
-    line(format!("image      {} ({kind}{copy})", plan.image.path.display()));
+    let signed = match &plan.image.signed_by[..] {
+        [] => String::new(),
+        keys => format!(", signed by {}", keys.join(" and ")),
+    };
+    line(format!("image      {} ({kind}{copy}{signed})", plan.image.path.display()));
     match &plan.job {
         Some(job) => line(format!(
             "launcher   {}, offers {}; rank {} of {}, {} on this node",

@@ -12,7 +12,7 @@ use image_store::store::{ImageRecord, Named, Origin, Store, Stored};
 use image_store::{Digest, Name, error::size};
 use serde::Serialize;
 
-use super::{options, own_store, progress, stores};
+use super::{options, own_store, progress, signature, stores};
 use crate::cli::Options;
 use crate::config::{Config, Size};
 use crate::environ::Environ;
@@ -107,6 +107,9 @@ pub struct How {
     /// What may come out of it: 500M, 200G [default: 64G]
     #[arg(long, value_name = "SIZE", value_parser = Size::parse)]
     pub max_size: Option<Size>,
+    /// Take only a SIF file that is signed with a key of a key ring, and remember whose it is
+    #[arg(long)]
+    pub require_signature: bool,
     /// Which stores.
     #[command(flatten)]
     pub stores: Stores,
@@ -114,7 +117,9 @@ pub struct How {
 
 impl How {
     fn config(&self, environ: &Environ) -> Result<Config> {
-        self.stores.config(environ, self.max_size)
+        let Stores { store } = self.stores.clone();
+        let (max_size, require_signature) = (self.max_size, self.require_signature);
+        Config::load(environ, Some(&Options { store, max_size, require_signature, ..Options::default() }))
     }
 
     fn options(&self, config: &Config) -> import::Options {
@@ -148,8 +153,8 @@ pub struct Stores {
 }
 
 impl Stores {
-    fn config(&self, environ: &Environ, max_size: Option<Size>) -> Result<Config> {
-        let options = Options { store: self.store.clone(), max_size, ..Options::default() };
+    fn config(&self, environ: &Environ) -> Result<Config> {
+        let options = Options { store: self.store.clone(), ..Options::default() };
         Config::load(environ, Some(&options))
     }
 }
@@ -157,23 +162,29 @@ impl Stores {
 /// Does it; answers the exit status.
 pub fn run(action: &Action, environ: &Environ) -> Result<u8> {
     match action {
-        Action::Import(args) => import(&args.source, &args.name, &args.how, &args.how.config(environ)?),
+        Action::Import(args) => {
+            import(&args.source, &args.name, &args.how, &args.how.config(environ)?, environ)
+        }
         Action::Pull(args) => pull(args, &args.how.config(environ)?, environ),
-        Action::List { json, stores } => list(&stores.config(environ, None)?, *json),
-        Action::Inspect { name, stores } => inspect(name, &stores.config(environ, None)?),
-        Action::Verify { stores } => verify(&stores.config(environ, None)?),
-        Action::Rm { names, stores } => remove(names, &stores.config(environ, None)?),
-        Action::Gc { all, stores } => collect(*all, &stores.config(environ, None)?),
+        Action::List { json, stores } => list(&stores.config(environ)?, *json),
+        Action::Inspect { name, stores } => inspect(name, &stores.config(environ)?),
+        Action::Verify { stores } => verify(&stores.config(environ)?),
+        Action::Rm { names, stores } => remove(names, &stores.config(environ)?),
+        Action::Gc { all, stores } => collect(*all, &stores.config(environ)?),
     }
 }
 
-fn import(path: &Path, name: &str, how: &How, config: &Config) -> Result<u8> {
+fn import(path: &Path, name: &str, how: &How, config: &Config, environ: &Environ) -> Result<u8> {
     let name: Name = name.parse()?;
     let source = Source::open(path)?;
+    let verified = signature::of_source(&source, config, environ)?;
     let store = own_store(config)?;
     let what = format!("importing {}, {}", path.display(), source.form.name());
     let (progress, options) = (Progress::default(), how.options(config));
-    let keep = |stored: &Stored| store.name(&name, &stored.id);
+    let keep = |stored: &Stored| {
+        verified.as_ref().map_or(Ok(()), |verified| store.vouch(stored, verified))?;
+        store.name(&name, &stored.id)
+    };
     let imported = progress::shown(
         &what,
         &progress,
@@ -190,10 +201,11 @@ fn pull(args: &Pull, config: &Config, environ: &Environ) -> Result<u8> {
             let what = format!("{} says no name for the image", args.reference);
             Error::new(Code::Usage, what, "hpc-launch image pull oci:PATH:NAME NAME[:TAG]")
         })?;
-        return import(Path::new(path), name, &args.how, config);
+        return import(Path::new(path), name, &args.how, config, environ);
     }
     let reference: Reference = args.reference.parse()?;
     let name: Name = args.name.as_deref().map_or_else(|| Ok(reference.name()), str::parse)?;
+    signature::refuse(Path::new(&args.reference), "an image of a registry", config)?;
     let mut registries = config.registries(environ);
     if args.plain_http {
         registries.plain.push(reference.host().to_owned());

@@ -2,12 +2,15 @@
 
 pub mod command;
 pub mod environment;
+mod gpgv;
 mod progress;
+pub mod signature;
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use image_store::import::{self, Imported, Progress};
@@ -49,6 +52,12 @@ pub struct Image {
     /// What its store, or its header, says of it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub record: Option<ImageRecord>,
+    /// Fingerprints of the keys whose signatures of it were verified, now or when it was imported.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub signed_by: Vec<String>,
+    /// The file whose signatures were verified: that, and no other that is at its path by now, is mounted.
+    #[serde(skip)]
+    pub held: Option<Arc<File>>,
     /// Device, inode and time of last change, seconds and nanoseconds: the image's identity on this node.
     pub id: (u64, u64, i64, i64),
 }
@@ -82,7 +91,10 @@ impl Image {
         environ: &Environ,
         waited_for: &(dyn Fn() + Sync),
     ) -> Result<Image> {
-        let image = Image::meant(given, config, environ, waited_for)?;
+        let mut image = Image::meant(given, config, environ, waited_for)?;
+        if config.require_signature.value && image.signed_by.is_empty() {
+            image = image.verified(config, environ, waited_for)?;
+        }
         if config.image_cache.value == CacheMode::Node {
             image.nearby(config, environ, waited_for)
         } else {
@@ -101,7 +113,19 @@ impl Image {
         }
         let root = config.node_cache_directory(environ, nix::unistd::geteuid().as_raw());
         let store = own_directory(&root)?;
-        let file = File::open(&self.path).map_err(|e| cannot_open(&self.path, &e))?;
+        let opened = match &self.held {
+            Some(file) => file.try_clone(),
+            None => File::open(&self.path),
+        };
+        let file = opened.map_err(|e| cannot_open(&self.path, &e))?;
+        // Its copy is found by that.
+        if identity(&file.metadata().map_err(|e| cannot_open(&self.path, &e))?) != self.id {
+            return Err(Error::new(
+                Code::ImageIo,
+                format!("{} was replaced while it was being opened", self.given.display()),
+                "run it again once nobody writes to it",
+            ));
+        }
         let whole = Blob::whole(file, self.path.clone())?;
         let part = whole.part(self.offset, self.length);
         let key = crate::job::digest(&(&self.path, self.id, self.offset));
@@ -114,10 +138,12 @@ impl Image {
             |(_, was_there)| !was_there,
             |waiting| nearby::copy(&part, &key, &store, patience, &progress, waiting),
         )?;
+        self.is_still_what_was_signed()?;
         let copy = look(&path)?.ok_or_else(|| {
             Error::new(Code::ImageDamaged, format!("the copy {} is no image", path.display()), "remove it")
         })?;
-        Ok(Image { given: self.given, record: self.record, copy_of: Some(self.path), ..copy })
+        let Image { given, record, signed_by, path, .. } = self;
+        Ok(Image { given, record, signed_by, copy_of: Some(path), ..copy })
     }
 
     fn meant(
@@ -163,7 +189,7 @@ impl Image {
         let all = stores(config)?;
         for store in &all {
             if let Some(stored) = store.find(name)? {
-                return Image::of_store(given, stored);
+                return Image::of_store(given, stored, config);
             }
         }
         let near: Vec<String> = all.iter().flat_map(|s| s.near(name)).map(|n| n.to_string()).collect();
@@ -189,8 +215,9 @@ impl Image {
     ) -> Result<Image> {
         let options = options(config, Compressor::Zstd);
         if let Some(stored) = stores(config)?.iter().find_map(|s| import::pulled(reference, s, &options)) {
-            return Image::of_store(given, stored);
+            return Image::of_store(given, stored, config);
         }
+        signature::refuse(given, "an image of a registry", config)?;
         let store = own_store(config)?;
         let what = format!("pulling {reference} into {}", store.root.display());
         let (progress, keep) = (Progress::default(), |_: &Stored| Ok(()));
@@ -211,15 +238,19 @@ impl Image {
                 )
             },
         )?;
-        Image::of_store(given, pulled.stored)
+        Image::of_store(given, pulled.stored, config)
     }
 
-    fn of_store(given: &Path, stored: Stored) -> Result<Image> {
+    fn of_store(given: &Path, stored: Stored, config: &Config) -> Result<Image> {
         let path = stored.file();
+        let signed_by = match config.require_signature.value {
+            true => signature::of_stored(given, &stored, config)?,
+            false => Vec::new(),
+        };
         match look(&path)? {
             Some(image) => {
                 check_platform(given, &stored.record.platform)?;
-                Ok(Image { given: given.to_owned(), record: Some(stored.record), ..image })
+                Ok(Image { given: given.to_owned(), record: Some(stored.record), signed_by, ..image })
             }
             None => {
                 let what = format!("{} of the store is no SquashFS file", path.display());
@@ -231,6 +262,7 @@ impl Image {
     /// Makes an image of an archive in the user's store, and says so; or finds the one that was made before.
     fn made(given: &Path, config: &Config, waited_for: &(dyn Fn() + Sync)) -> Result<Image> {
         let source = Source::open(given)?;
+        signature::refuse(given, source.form.name(), config)?;
         let store = own_store(config)?;
         let what = format!(
             "{} is {}: making an image of it in {}",
@@ -247,7 +279,7 @@ impl Image {
             |i: &Imported| !i.was_there,
             |waiting| import::import(&source, &store, &options, &progress, waiting, &keep),
         )?;
-        Image::of_store(given, imported.stored)
+        Image::of_store(given, imported.stored, config)
     }
 }
 
@@ -340,7 +372,7 @@ fn look(given: &Path) -> Result<Option<Image>> {
             "an image is another root file system; without one, run the program by itself",
         ));
     }
-    let id = (meta.dev(), meta.ino(), meta.ctime(), meta.ctime_nsec());
+    let id = identity(&meta);
     let mut image = Image {
         given: given.to_owned(),
         path,
@@ -349,6 +381,8 @@ fn look(given: &Path) -> Result<Option<Image>> {
         length: 0,
         copy_of: None,
         record: None,
+        signed_by: Vec::new(),
+        held: None,
         id,
     };
     if meta.is_dir() {
@@ -383,6 +417,11 @@ fn look(given: &Path) -> Result<Option<Image>> {
         Form::Tar | Form::Directory | Form::OciDirectory => return Ok(None),
     }
     Ok(Some(image))
+}
+
+/// Device, inode and time of last change.
+fn identity(meta: &Metadata) -> (u64, u64, i64, i64) {
+    (meta.dev(), meta.ino(), meta.ctime(), meta.ctime_nsec())
 }
 
 /// What a store says of a file of its own that is named by its path.

@@ -29,7 +29,7 @@ use crate::gpu;
 use crate::host::gpu::Gpu;
 use crate::host::mpi::Surroundings;
 use crate::image::environment::ImageEnvironment;
-use crate::image::{Image, Kind, open_path};
+use crate::image::{Image, Kind, open_path, signature};
 use crate::inject::{Decision, WARNING};
 use crate::job::keeper;
 use crate::job::meeting::{Lock, Meeting, meet};
@@ -182,9 +182,11 @@ impl Request {
         let mpi = (config.mpi.value, config.pmi.value, &config.host_mpi.value, &config.mpi_library.value);
         let libraries = (mpi, config.fabric.value, &config.gpu.value);
         let stores: Vec<&PathBuf> = config.store.iter().map(|store| &store.value).collect();
+        let signed = signature::asked(config, &self.environ);
         let what = (
             (&self.image, stores, &myself.cwd, shown, self.telling_words(), libraries),
             (config.home.value, self.environ.get_os("HOME"), directories, config.writable_tmpfs.value),
+            signed,
         );
         self.job.as_ref().map(|job| Mark::new(myself.uid, job, &Hashed(what)))
     }
@@ -313,7 +315,7 @@ impl Request {
             }
             Kind::Squashfs => {
                 let program = squashfs::find_squashfuse(self.config.squashfuse.value.as_deref())?;
-                let server = squashfs::start_server(&image.path, image.offset, program.clone())?;
+                let server = squashfs::start_server(image, program.clone())?;
                 (Some(How::Squashfuse(program)), Some(server))
             }
         };
@@ -334,6 +336,7 @@ impl Request {
             sources.hold()?;
         }
         let building = Building::attach(image, how.as_ref(), server, myself.uid, myself.gid)?;
+        image.is_still_what_was_signed()?;
         Ok(Attached { how, sources, building })
     }
 

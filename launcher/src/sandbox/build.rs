@@ -114,11 +114,12 @@ impl Building {
             }
             (ImageKind::Squashfs, Some(how)) => {
                 // The image file may lie below the stage: hold it.
-                let file = File::options()
-                    .read(true)
-                    .custom_flags(libc::O_CLOEXEC)
-                    .open(&image.path)
-                    .map_err(|e| Error::step(format_args!("opening {}", image.path.display()), e))?;
+                let opened = match &image.held {
+                    Some(file) => file.try_clone(),
+                    None => File::options().read(true).custom_flags(libc::O_CLOEXEC).open(&image.path),
+                };
+                let file =
+                    opened.map_err(|e| Error::step(format_args!("opening {}", image.path.display()), e))?;
                 let mut building = Building::at(PathBuf::new());
                 building.stage()?;
                 let root = Path::new(STAGE).join("root");

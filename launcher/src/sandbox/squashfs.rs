@@ -19,6 +19,7 @@ use nix::unistd::pipe2;
 use super::loopdev;
 use crate::detached;
 use crate::error::{Code, Error, Result};
+use crate::image::Image;
 
 /// How the image will be mounted.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -69,11 +70,12 @@ pub fn find_squashfuse(configured: Option<&Path>) -> Result<PathBuf> {
 /// Starts squashfuse, waiting. To be called in the sandbox's user namespace (the kernel wants /dev/fuse
 /// opened where the mount is made) and still in the host's mount namespace (squashfuse must not keep the
 /// sandbox alive).
-pub fn start_server(image: &Path, offset: u64, program: PathBuf) -> Result<Server> {
+pub fn start_server(image: &Image, program: PathBuf) -> Result<Server> {
+    let (path, offset) = (&image.path, image.offset);
     let fuse = OpenOptions::new().read(true).write(true).open("/dev/fuse").map_err(|e| {
         Error::new(
             Code::FuseClosed,
-            format!("cannot open /dev/fuse, which squashfuse needs to mount {}: {e}", image.display()),
+            format!("cannot open /dev/fuse, which squashfuse needs to mount {}: {e}", path.display()),
             "ask the administrator for mode 0666 on /dev/fuse, as udev sets it (and `modprobe fuse`), or unpack the \
              image: unsquashfs -d DIR FILE",
         )
@@ -85,7 +87,11 @@ pub fn start_server(image: &Path, offset: u64, program: PathBuf) -> Result<Serve
     if offset > 0 {
         arguments.extend([b"-o".to_vec(), format!("offset={offset}").into_bytes()]);
     }
-    arguments.extend([image.as_os_str().to_owned().into_vec(), format!("/dev/fd/{FUSE_FD}").into_bytes()]);
+    let file = match &image.held {
+        Some(_) => format!("/dev/fd/{IMAGE_FD}").into_bytes(),
+        None => path.as_os_str().to_owned().into_vec(),
+    };
+    arguments.extend([file, format!("/dev/fd/{FUSE_FD}").into_bytes()]);
     let arguments = arguments
         .into_iter()
         .map(CString::new)
@@ -94,16 +100,19 @@ pub fn start_server(image: &Path, offset: u64, program: PathBuf) -> Result<Serve
     let null = File::open("/dev/null").map_err(|e| Error::step("opening /dev/null for squashfuse", e))?;
     // It runs in a session of its own and holds nothing else: hydra takes the end of PMI_FD for a rank's
     // death, and a launcher waits for the end of every rank's output.
-    let descriptors = [null.as_fd(), null.as_fd(), errors.as_fd(), fuse.as_fd(), wait.as_fd()];
+    let held = image.held.as_ref().map_or(null.as_fd(), |file| file.as_fd());
+    let descriptors = [null.as_fd(), null.as_fd(), errors.as_fd(), fuse.as_fd(), held, wait.as_fd()];
     detached::spawn(descriptors, |kept| serve(&arguments, kept)).map_err(failed("starting squashfuse"))?;
     Ok(Server { fuse, go, errors, program })
 }
 
 /// squashfuse's descriptor of /dev/fuse: its place below.
 const FUSE_FD: i32 = 3;
+/// The image whose signatures were verified: that file, whatever is at its path by now.
+const IMAGE_FD: i32 = 4;
 
 /// Becomes squashfuse once the mount is there; ends if the rank that would make it has died.
-fn serve(arguments: &[CString], [.., go]: [BorrowedFd; 5]) {
+fn serve(arguments: &[CString], [.., go]: [BorrowedFd; 6]) {
     let _ = nix::unistd::chdir("/");
     let mut byte = [0u8; 1];
     if matches!(nix::unistd::read(go, &mut byte), Ok(1)) {
