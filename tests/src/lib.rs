@@ -16,6 +16,7 @@ pub mod loader;
 pub mod machine;
 pub mod registry;
 pub mod run;
+pub mod signed;
 pub mod slurm;
 pub mod standalone;
 pub mod validate;

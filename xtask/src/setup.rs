@@ -70,6 +70,8 @@ const TEST: &[&str] = &[
     "erofs-utils",
     "apache2-utils",
     "openssl",
+    "gnupg",
+    "gpgv",
     "zstd",
     // what tests look with
     "strace",
