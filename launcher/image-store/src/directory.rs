@@ -1,6 +1,6 @@
 //! A root file system that lies unpacked in a directory, as a tree and data.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
@@ -12,17 +12,14 @@ use nix::fcntl::OFlag;
 
 use crate::error::{Error, Result};
 use crate::layers::{LeftOut, Merge};
-use crate::tree::{Id, Meta, Node, Tree};
-
-/// Deeper than any image is.
-const MAX_DEPTH: usize = 512;
+use crate::tree::{Id, MAX_DEPTH, Meta, Node, Tree};
 
 struct Walk<'a, 'b> {
     with: &'a mut Merge<'b>,
     tree: Tree,
     left_out: LeftOut,
     /// Files that have several names, by device and inode.
-    known: HashMap<(u64, u64), Vec<Vec<u8>>>,
+    known: HashMap<(u64, u64), Id>,
     device: u64,
     buffer: Vec<u8>,
 }
@@ -38,22 +35,20 @@ pub fn read(root: &Path, with: &mut Merge<'_>) -> Result<(Tree, LeftOut)> {
         device: meta.dev(),
         buffer: vec![0; 256 << 10],
     };
-    walk.directory(root, &mut Vec::new())?;
+    let kept = walk.meta(&meta);
+    walk.tree.set_root(kept)?;
+    walk.directory(root, walk.tree.root(), 0)?;
     Ok((walk.tree, walk.left_out))
 }
 
 impl Walk<'_, '_> {
-    fn directory(&mut self, path: &Path, parts: &mut Vec<Vec<u8>>) -> Result<()> {
-        if parts.len() > MAX_DEPTH {
+    /// What a directory holds.
+    fn directory(&mut self, path: &Path, id: Id, depth: usize) -> Result<()> {
+        if depth > MAX_DEPTH {
             return Err(Error::hostile(format!(
                 "{}: directories in more than {MAX_DEPTH} directories",
                 path.display()
             )));
-        }
-        let meta = fs::symlink_metadata(path).map_err(|e| Error::reading(path, &e))?;
-        self.put(parts, &meta, Node::Directory(BTreeMap::new()))?;
-        if meta.dev() != self.device {
-            return Ok(());
         }
         let list = fs::read_dir(path)
             .and_then(|dir| dir.map(|e| e.map(|e| e.file_name())).collect::<std::io::Result<Vec<_>>>());
@@ -61,29 +56,26 @@ impl Walk<'_, '_> {
         // The same directory makes the same image.
         names.sort();
         for name in names {
-            let path = path.join(&name);
-            parts.push(name.as_bytes().to_vec());
-            self.entry(&path, parts)?;
-            parts.pop();
+            self.entry(&path.join(&name), id, name.as_bytes(), depth)?;
         }
         Ok(())
     }
 
-    fn entry(&mut self, path: &Path, parts: &mut Vec<Vec<u8>>) -> Result<()> {
+    fn entry(&mut self, path: &Path, parent: Id, name: &[u8], depth: usize) -> Result<()> {
         let meta = fs::symlink_metadata(path).map_err(|e| Error::reading(path, &e))?;
         let kind = meta.file_type();
         if kind.is_dir() {
-            return self.directory(path, parts);
+            let kept = self.meta(&meta);
+            let id = self.tree.add_to(parent, name, kept, Node::Directory)?;
+            return if meta.dev() == self.device { self.directory(path, id, depth + 1) } else { Ok(()) };
         }
         if let Some(first) = self.known.get(&(meta.dev(), meta.ino())) {
-            let target: Vec<&[u8]> = first.iter().map(Vec::as_slice).collect();
-            let path: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
-            self.tree.link(&path, &target)?;
-            return Ok(());
+            return self.tree.link_to(parent, name, *first);
         }
+        let to;
         let node = if kind.is_symlink() {
-            let to = fs::read_link(path).map_err(|e| Error::reading(path, &e))?;
-            Node::Symlink(to.as_os_str().as_bytes().into())
+            to = fs::read_link(path).map_err(|e| Error::reading(path, &e))?;
+            Node::Symlink(to.as_os_str().as_bytes())
         } else if kind.is_file() {
             Node::File(self.content(path)?)
         } else if kind.is_fifo() {
@@ -94,23 +86,22 @@ impl Walk<'_, '_> {
             self.left_out.devices += 1;
             return Ok(());
         };
+        let kept = self.meta(&meta);
+        let id = self.tree.add_to(parent, name, kept, node)?;
         if meta.nlink() > 1 {
-            self.known.insert((meta.dev(), meta.ino()), parts.clone());
+            self.known.insert((meta.dev(), meta.ino()), id);
         }
-        self.put(parts, &meta, node).map(drop)
+        Ok(())
     }
 
-    fn put(&mut self, parts: &[Vec<u8>], meta: &fs::Metadata, node: Node) -> Result<Id> {
-        let path: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
-        let is_directory = matches!(node, Node::Directory(_));
-        let meta = Meta {
-            mode: self.left_out.mode((meta.mode() & 0o7777) as u16, is_directory),
+    fn meta(&mut self, meta: &fs::Metadata) -> Meta {
+        Meta {
+            mode: self.left_out.mode((meta.mode() & 0o7777) as u16, meta.is_dir()),
             uid: meta.uid(),
             gid: meta.gid(),
             mtime: u32::try_from(meta.mtime().max(0)).unwrap_or(u32::MAX),
             xattrs: None,
-        };
-        self.tree.put(&path, meta, node)
+        }
     }
 
     fn content(&mut self, path: &Path) -> Result<u32> {

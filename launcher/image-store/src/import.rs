@@ -20,7 +20,7 @@ use crate::sif::Sif;
 use crate::source::{Form, Source};
 use crate::squash::{self, Compressor, Data};
 use crate::store::{ImageRecord, Origin, ROOT_FILE, Store, Stored, Turn, Work, digest_of};
-use crate::tree::{ROOT, Tree};
+use crate::tree::Tree;
 use crate::{directory, store};
 
 /// How to import.
@@ -352,7 +352,7 @@ fn archive(
     let run = |with: &mut Merge<'_>| {
         let (mut tree, left_out) = layers::merge(std::slice::from_ref(&layer), with)?;
         tree.strip();
-        if tree.entries(ROOT).next().is_none() {
+        if tree.is_empty() {
             let what = format!("{} is an empty archive", source.path.display());
             return Err(Error::new(Kind::Unknown, what, crate::source::KNOWN));
         }

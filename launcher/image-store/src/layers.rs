@@ -4,7 +4,7 @@
 //! the bottom up, as the specification has them. Whether a file is hidden is told by its path alone while reading; if
 //! links make that wrong, the few files that are needed after all are read in a second pass.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
@@ -16,6 +16,7 @@ use std::thread;
 
 use sha2::{Digest as _, Sha256};
 
+use crate::changes::{Above, Change, Log};
 use crate::codec::{self, Allowance, Compression, Limited};
 use crate::error::{Error, Kind, Result};
 use crate::name::Digest;
@@ -196,71 +197,6 @@ impl LeftOut {
     }
 }
 
-/// What an entry does to the layers below.
-enum Change {
-    /// Removes a path.
-    Whiteout(Box<[u8]>),
-    /// Empties a directory.
-    Opaque(Box<[u8]>),
-    /// Puts something at a path; a file whose data were not kept has the number MAX.
-    Put(Box<[u8]>, Meta, Node),
-    /// Another name of what is at the second path.
-    Link(Box<[u8]>, Box<[u8]>),
-}
-
-/// Paths of upper layers.
-#[derive(Default)]
-struct Above {
-    /// Everything that has been put or removed.
-    paths: HashSet<Box<[u8]>>,
-    /// What hides all below it: files and whiteouts.
-    closed: HashSet<Box<[u8]>>,
-    /// Directories whose earlier contents are hidden.
-    opaque: HashSet<Box<[u8]>>,
-    /// Has another name.
-    linked: HashSet<Box<[u8]>>,
-}
-
-impl Above {
-    fn hides(&self, path: &[u8]) -> bool {
-        if self.linked.contains(path) {
-            return false;
-        }
-        let above = |end: usize| {
-            let above = &path[..end];
-            self.closed.contains(above) || self.opaque.contains(above)
-        };
-        self.paths.contains(path)
-            || self.opaque.contains(&b""[..])
-            || path.iter().enumerate().any(|(i, b)| *b == b'/' && above(i))
-    }
-
-    fn add(&mut self, changes: &[Change]) {
-        for change in changes {
-            match change {
-                Change::Whiteout(path) => {
-                    self.paths.insert(path.clone());
-                    self.closed.insert(path.clone());
-                }
-                Change::Opaque(path) => {
-                    self.opaque.insert(path.clone());
-                }
-                Change::Put(path, _, node) => {
-                    if !matches!(node, Node::Directory(_)) {
-                        self.closed.insert(path.clone());
-                    }
-                    self.paths.insert(path.clone());
-                }
-                Change::Link(path, target) => {
-                    self.paths.insert(path.clone());
-                    self.closed.insert(path.clone());
-                    self.linked.insert(target.clone());
-                }
-            }
-        }
-    }
-}
-
 /// What merging is done with.
 pub struct Merge<'a> {
     /// Where data go.
@@ -276,28 +212,30 @@ pub fn merge(layers: &[Layer], with: &mut Merge<'_>) -> Result<(Tree, LeftOut)> 
     let mut left_out = LeftOut::default();
     let mut above = Above::default();
     let mut entries = MAX_ENTRIES;
-    let mut changes = Vec::new();
+    let mut logs = Vec::new();
     let mut applied = Applied::default();
     for (at, layer) in layers.iter().enumerate().rev() {
         let keep = |_: usize, path: &[u8]| !above.hides(path);
-        let mut of_layer = Vec::new();
+        let mut log = Log::default();
         // Below the lowest is nothing: it is applied as it is read.
-        let mut take = |number: usize, change: Change| match at {
+        let mut take = |number: usize, change: Change<'_>| match at {
             0 => applied.entry(0, number, change),
             _ => {
-                of_layer.push(change);
+                log.push(&change);
                 Ok(())
             }
         };
         read(layer, with, &mut left_out, &mut entries, &keep, &mut take, true)
             .map_err(|e| layer.reason(e).of(&layer.name))?;
-        above.add(&of_layer);
-        changes.push(of_layer);
+        above.add(&log);
+        logs.push(log);
     }
     drop(above);
-    changes.reverse();
-    for (at, (layer, changes)) in layers.iter().zip(changes).enumerate().skip(1) {
-        applied.layer(at, changes).map_err(|e| e.of(&layer.name))?;
+    // The lowest's is empty.
+    logs.pop();
+    for (at, layer) in layers.iter().enumerate().skip(1) {
+        let log = logs.pop().unwrap_or_default();
+        applied.layer(at, &log).map_err(|e| e.of(&layer.name))?;
     }
     let Applied { mut tree, lacking } = applied;
     // Files that are there, and whose data are not.
@@ -308,10 +246,11 @@ pub fn merge(layers: &[Layer], with: &mut Merge<'_>) -> Result<(Tree, LeftOut)> 
             wanted.entry(layer).or_default().insert(number, id);
         }
     }
+    drop(names);
     for (layer, wanted) in wanted {
         let layer = &layers[layer];
         let keep = |number: usize, _: &[u8]| wanted.contains_key(&number);
-        let mut take = |number: usize, change: Change| {
+        let mut take = |number: usize, change: Change<'_>| {
             if let (Some(id), Change::Put(_, _, Node::File(data))) = (wanted.get(&number), change) {
                 tree.set_file(*id, data);
             }
@@ -332,30 +271,36 @@ struct Applied {
 }
 
 impl Applied {
-    fn layer(&mut self, layer: usize, changes: Vec<Change>) -> Result<()> {
+    fn layer(&mut self, layer: usize, log: &Log) -> Result<()> {
         // Whiteouts are for what lies below, wherever they stand in the archive.
-        for change in &changes {
+        let mut changes = log.replay();
+        while let Some(change) = changes.next_change() {
             match change {
                 Change::Whiteout(path) => self.tree.remove(&parts(path)?)?,
                 Change::Opaque(path) => self.tree.clear(&parts(path)?)?,
                 Change::Put(..) | Change::Link(..) => {}
             }
         }
-        changes.into_iter().enumerate().try_for_each(|(number, change)| self.entry(layer, number, change))
+        let (mut changes, mut number) = (log.replay(), 0);
+        while let Some(change) = changes.next_change() {
+            self.entry(layer, number, change)?;
+            number += 1;
+        }
+        Ok(())
     }
 
-    fn entry(&mut self, layer: usize, number: usize, change: Change) -> Result<()> {
+    fn entry(&mut self, layer: usize, number: usize, change: Change<'_>) -> Result<()> {
         match change {
             Change::Whiteout(_) | Change::Opaque(_) => {}
             Change::Put(path, meta, node) => {
-                let lacks = matches!(node, Node::File(u32::MAX));
-                let id = self.tree.put(&parts(&path)?, meta, node)?;
+                let lacks = node == Node::File(u32::MAX);
+                let id = self.tree.put(&parts(path)?, meta, node)?;
                 if lacks {
                     self.lacking.push((id, layer, number));
                 }
             }
             Change::Link(path, target) => {
-                self.tree.link(&parts(&path)?, &parts(&target)?)?;
+                self.tree.link(&parts(path)?, &parts(target)?)?;
             }
         }
         Ok(())
@@ -369,7 +314,7 @@ fn read(
     left_out: &mut LeftOut,
     entries: &mut u64,
     keep: &dyn Fn(usize, &[u8]) -> bool,
-    take: &mut dyn FnMut(usize, Change) -> Result<()>,
+    take: &mut dyn FnMut(usize, Change<'_>) -> Result<()>,
     count: bool,
 ) -> Result<()> {
     let (pieces, taken) = sync_channel::<io::Result<Vec<u8>>>(AHEAD);
@@ -391,10 +336,9 @@ fn read(
         while let Some(entry) = reader.next_entry()? {
             *entries = entries.checked_sub(1).ok_or_else(too_many)?;
             let is_kept = |path: &[u8]| keep(number, path);
-            if let Some(change) = change(entry, &mut reader, with.data, left_out, &allowance, &is_kept)? {
-                take(number, change)?;
-                number += 1;
-            }
+            let mut take = |change: Change<'_>| take(number, change);
+            let taken = change(entry, &mut reader, with.data, left_out, &allowance, &is_kept, &mut take)?;
+            number += usize::from(taken);
         }
         let mut rest = reader.into_inner();
         io::copy(&mut rest, &mut io::sink()).map_err(codec::error)?;
@@ -417,7 +361,7 @@ fn too_many() -> Error {
     Error::new(Kind::TooLarge, format!("the image has more than {MAX_ENTRIES} entries"), "split it")
 }
 
-/// Takes one entry in.
+/// Takes one entry in; whether it changes anything.
 fn change<R: Read>(
     entry: Entry,
     reader: &mut Reader<R>,
@@ -425,16 +369,19 @@ fn change<R: Read>(
     left_out: &mut LeftOut,
     allowance: &Allowance,
     keep: &dyn Fn(&[u8]) -> bool,
-) -> Result<Option<Change>> {
+    take: &mut dyn FnMut(Change<'_>) -> Result<()>,
+) -> Result<bool> {
     let parts = parts(&entry.path)?;
-    let path: Box<[u8]> = parts.join(&b'/').into();
+    let path = parts.join(&b'/');
     if let Some((name, above)) = parts.split_last()
         && name.starts_with(WHITEOUT)
     {
-        let above = above.join(&b'/');
+        let mut above = above.join(&b'/');
         if *name == OPAQUE {
-            return Ok(Some(Change::Opaque(above.into())));
-        } else if !name.starts_with(b".wh..wh.") {
+            take(Change::Opaque(&above))?;
+        } else if name.starts_with(b".wh..wh.") {
+            return Ok(false);
+        } else {
             let hidden = &name[WHITEOUT.len()..];
             if hidden.is_empty() || hidden == b"." || hidden == b".." {
                 return Err(Error::hostile(format!(
@@ -442,37 +389,30 @@ fn change<R: Read>(
                     String::from_utf8_lossy(&path)
                 )));
             }
-            let mut hidden_path = above;
-            if !hidden_path.is_empty() {
-                hidden_path.push(b'/');
+            if !above.is_empty() {
+                above.push(b'/');
             }
-            hidden_path.extend_from_slice(hidden);
-            return Ok(Some(Change::Whiteout(hidden_path.into())));
+            above.extend_from_slice(hidden);
+            take(Change::Whiteout(&above))?;
         }
-        return Ok(None);
+        return Ok(true);
     }
     let is_directory = entry.what == What::Directory;
-    let node = match entry.what {
-        What::Directory => Node::Directory(BTreeMap::new()),
-        What::Symlink(to) => Node::Symlink(to.into()),
+    let node = match &entry.what {
+        What::Directory => Node::Directory,
+        What::Symlink(to) => Node::Symlink(to),
         What::Fifo => Node::Fifo,
-        What::File => {
-            if keep(&path) {
-                // Holes come from nowhere, and count as what they are.
-                let number = content(reader, data, allowance)?;
-                Node::File(number)
-            } else {
-                Node::File(u32::MAX)
-            }
-        }
+        // Holes come from nowhere, and count as what they are.
+        What::File if keep(&path) => Node::File(content(reader, data, allowance)?),
+        What::File => Node::File(u32::MAX),
         What::Link(target) => {
-            let target: Box<[u8]> = crate::tree::parts(&target)?.join(&b'/').into();
-            return Ok(Some(Change::Link(path, target)));
+            let target = crate::tree::parts(target)?.join(&b'/');
+            return take(Change::Link(&path, &target)).map(|()| true);
         }
         What::Character(..) | What::Block(..) => {
             left_out.devices += 1;
             // What it replaces is gone.
-            return Ok(Some(Change::Whiteout(path)));
+            return take(Change::Whiteout(&path)).map(|()| true);
         }
     };
     let meta = Meta {
@@ -482,7 +422,7 @@ fn change<R: Read>(
         mtime: entry.mtime,
         xattrs: left_out.xattrs(entry.xattrs),
     };
-    Ok(Some(Change::Put(path, meta, node)))
+    take(Change::Put(&path, meta, node)).map(|()| true)
 }
 
 fn content<R: Read>(reader: &mut Reader<R>, data: &mut Data, allowance: &Allowance) -> Result<u32> {

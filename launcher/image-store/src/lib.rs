@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod changes;
 pub mod codec;
 pub mod directory;
 pub mod error;

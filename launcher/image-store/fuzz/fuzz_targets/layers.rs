@@ -11,7 +11,7 @@ use arbitrary::Arbitrary;
 use image_store::codec::Allowance;
 use image_store::layers::{Blob, Layer, Merge, merge};
 use image_store::squash::{self, Compressor, Data};
-use image_store::tree::{Node, ROOT, Tree};
+use image_store::tree::{Node, Tree};
 use libfuzzer_sys::fuzz_target;
 
 #[derive(Arbitrary, Debug)]
@@ -94,17 +94,17 @@ fn data(file: &File) -> Data {
 /// Paths and what they are; files by the sizes and contents that they would have.
 fn listed(tree: &Tree) -> BTreeMap<Vec<u8>, String> {
     let mut all = BTreeMap::new();
-    let mut todo = vec![(ROOT, Vec::new())];
+    let mut todo = vec![(tree.root(), Vec::new())];
     while let Some((id, path)) = todo.pop() {
         for (name, child) in tree.entries(id) {
             let path = [&path[..], b"/", name].concat();
-            let what = match tree.get(child).1 {
-                Node::Directory(_) => {
+            let what = match tree.node(child) {
+                Node::Directory => {
                     todo.push((child, path.clone()));
                     "directory".to_owned()
                 }
                 Node::File(data) => {
-                    assert_ne!(*data, u32::MAX, "a file without data");
+                    assert_ne!(data, u32::MAX, "a file without data");
                     "file".to_owned()
                 }
                 Node::Symlink(to) => format!("link {to:?}"),

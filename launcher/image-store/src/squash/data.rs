@@ -1,8 +1,9 @@
 //! What files hold: cut into blocks, compressed by as many threads as there are processors, written in order.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
@@ -16,19 +17,42 @@ const MAX_THREADS: usize = 16;
 /// In a block's size: it is not compressed (SQUASHFS_COMPRESSED_BIT_BLOCK).
 pub const STORED: u32 = 1 << 24;
 
-/// Where a file's data are.
-#[derive(Clone, Copy, Debug, Default)]
+/// Where a file's data are: in blocks of its own, or all of them in a fragment.
+#[derive(Clone, Copy, Debug)]
 pub struct Held {
     /// Its length.
     pub size: u64,
-    /// The first of its blocks, by number.
-    pub first: u32,
-    /// How many.
-    pub blocks: u32,
-    /// The fragment that holds its end or all of it, and where in it.
-    pub fragment: Option<(u32, u32)>,
+    /// The first of its blocks, or its fragment, by number.
+    first: u32,
+    /// Where in the fragment it is.
+    offset: u32,
+}
+
+/// Not in a fragment.
+const WHOLE: u32 = u32::MAX;
+
+impl Held {
+    /// Its blocks, by number.
+    pub fn blocks(&self) -> Range<usize> {
+        let first = self.first as usize;
+        let count = if self.offset == WHOLE { self.size.div_ceil(BLOCK as u64) as usize } else { 0 };
+        first..first + count
+    }
+
+    /// The fragment that holds all of it, by number, and where in that.
+    pub fn fragment(&self) -> Option<(u32, u32)> {
+        (self.offset != WHOLE).then_some((self.first, self.offset))
+    }
+}
+
+/// The file that is being taken.
+#[derive(Clone, Copy, Debug, Default)]
+struct Current {
+    size: u64,
+    first: u32,
+    blocks: u32,
     /// Bytes of its blocks that are not stored, being zero.
-    pub sparse: u64,
+    sparse: u64,
 }
 
 /// A block on its way.
@@ -55,6 +79,8 @@ pub struct Finished {
     pub written: Written,
     /// Files, by number.
     pub held: Vec<Held>,
+    /// Bytes of a file's blocks that are not stored, being zero, by its number.
+    pub sparse: HashMap<u32, u64>,
     /// Blocks that are fragments, by number.
     pub fragments: Vec<u32>,
     /// How it is compressed.
@@ -65,12 +91,13 @@ pub struct Finished {
 pub struct Data {
     compressor: Compressor,
     held: Vec<Held>,
+    sparse: HashMap<u32, u64>,
     fragments: Vec<u32>,
     /// The fragment that is being filled.
     tail: Vec<u8>,
     /// The block that is being filled.
     block: Vec<u8>,
-    current: Held,
+    current: Current,
     next: u32,
     jobs: Option<SyncSender<Job>>,
     workers: Vec<JoinHandle<()>>,
@@ -102,10 +129,11 @@ impl Data {
         Ok(Data {
             compressor,
             held: Vec::new(),
+            sparse: HashMap::new(),
             fragments: Vec::new(),
             tail: Vec::with_capacity(BLOCK),
             block: Vec::with_capacity(BLOCK),
-            current: Held::default(),
+            current: Current::default(),
             next: 0,
             jobs: Some(jobs),
             workers,
@@ -147,6 +175,7 @@ impl Data {
 
     /// Ends the present file; its number.
     pub fn end(&mut self) -> Result<u32> {
+        let mut held = Held { size: self.current.size, first: self.current.first, offset: WHOLE };
         if !self.block.is_empty() {
             if self.current.blocks > 0 {
                 // As mksquashfs: only small files share blocks, so that reading a large one's end reads nothing else.
@@ -155,15 +184,19 @@ impl Data {
                 if self.tail.len() + self.block.len() > BLOCK {
                     self.cut_tail()?;
                 }
-                let fragment = u32::try_from(self.fragments.len()).map_err(|_| too_many())?;
-                self.current.fragment = Some((fragment, self.tail.len() as u32));
+                held.first = u32::try_from(self.fragments.len()).map_err(|_| too_many())?;
+                held.offset = self.tail.len() as u32;
                 self.tail.append(&mut self.block);
             }
         }
-        let held = std::mem::take(&mut self.current);
+        let number = u32::try_from(self.held.len()).map_err(|_| too_many())?;
+        let current = std::mem::take(&mut self.current);
+        if current.sparse > 0 {
+            self.sparse.insert(number, current.sparse);
+        }
         self.held.push(held);
         self.block.clear();
-        u32::try_from(self.held.len() - 1).map_err(|_| too_many())
+        Ok(number)
     }
 
     /// The present block goes to a worker.
@@ -233,7 +266,8 @@ impl Data {
         self.cut_tail()?;
         let written = self.stop()?;
         let (held, fragments) = (std::mem::take(&mut self.held), std::mem::take(&mut self.fragments));
-        Ok(Finished { written, held, fragments, compressor: self.compressor })
+        let sparse = std::mem::take(&mut self.sparse);
+        Ok(Finished { written, held, sparse, fragments, compressor: self.compressor })
     }
 }
 

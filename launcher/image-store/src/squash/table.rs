@@ -7,11 +7,11 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
 
-use super::data::{Finished, Held};
+use super::data::Finished;
 use super::meta::{self, Meta, indexed};
 use super::{BLOCK, BLOCK_LOG, Compressor};
 use crate::error::{Error, Kind, Result};
-use crate::tree::{self, Id, Node, ROOT, Tree};
+use crate::tree::{Id, Node, Tree, View};
 
 const NONE: u32 = u32::MAX;
 const NOWHERE: u64 = u64::MAX;
@@ -36,7 +36,8 @@ struct Writer<'a> {
     tree: &'a Tree,
     names: Vec<u32>,
     numbers: Vec<u32>,
-    places: Vec<Option<Reference>>,
+    /// Block `NONE`: not written yet.
+    places: Vec<Reference>,
     data: Finished,
     /// Where the inode table begins.
     start: u64,
@@ -60,7 +61,7 @@ pub fn write(tree: &Tree, data: Finished, modified: u32) -> Result<(File, u64)> 
     let compressor = data.compressor;
     let table = || Meta::new(compressor).map_err(failed);
     let mut writer = Writer {
-        places: vec![None; names.len()],
+        places: vec![(NONE, 0); names.len()],
         names,
         numbers,
         start: data.written.end,
@@ -71,7 +72,7 @@ pub fn write(tree: &Tree, data: Finished, modified: u32) -> Result<(File, u64)> 
         owners: Owners::default(),
         attributes: Attributes { table: table()?, sets: Vec::new(), known: HashMap::new() },
     };
-    let root = writer.directory(ROOT, count + 1)?;
+    let root = writer.directory(tree.root(), count + 1)?;
     let Writer { data, inodes, directories, owners, attributes, start, .. } = writer;
     let mut out = Out { at: data.written.end, file: data.written.file };
     let inodes_end = inodes.finish().map_err(failed)?;
@@ -159,19 +160,19 @@ impl Writer<'_> {
     fn directory(&mut self, id: Id, parent: u32) -> Result<Reference> {
         let tree = self.tree;
         let mut links = 2;
-        for (_, child) in tree.entries(id) {
-            let (_, node) = tree.get(child);
-            if let Node::Directory(_) = node {
+        let entries = tree.entries(id);
+        for (_, child) in &entries {
+            let child = *child;
+            if tree.node(child) == Node::Directory {
                 links += 1;
-                let place = self.directory(child, self.numbers[id as usize])?;
-                self.places[child as usize] = Some(place);
-            } else if self.places[child as usize].is_none() {
-                self.places[child as usize] = Some(self.leaf(child)?);
+                self.places[child as usize] = self.directory(child, self.numbers[id as usize])?;
+            } else if self.places[child as usize].0 == NONE {
+                self.places[child as usize] = self.leaf(child)?;
             }
         }
-        let listing = self.listing(id)?;
-        let (meta, _) = tree.get(id);
-        let attributes = self.attributes(meta)?;
+        let listing = self.listing(&entries)?;
+        drop(entries);
+        let attributes = self.attributes(&tree.get(id))?;
         let is_short =
             attributes == NONE && listing.size <= usize::from(u16::MAX) && listing.index.is_empty();
         let block = u32::try_from(listing.at.0).map_err(|_| too_large())?;
@@ -198,41 +199,43 @@ impl Writer<'_> {
 
     /// Anything else.
     fn leaf(&mut self, id: Id) -> Result<Reference> {
-        let (meta, node) = self.tree.get(id);
-        let attributes = self.attributes(meta)?;
+        let view = self.tree.get(id);
+        let attributes = self.attributes(&view)?;
         let links = self.names[id as usize];
         let short = attributes == NONE;
         let mut inode;
-        match node {
+        match view.node {
             Node::File(data) => {
-                let held = self.data.held.get(*data as usize).copied().ok_or_else(|| {
+                let held = self.data.held.get(data as usize).copied().ok_or_else(|| {
                     Error::new(
                         Kind::Io,
                         "a file whose data were never read",
                         "report this: it is a defect of hpc-launch",
                     )
                 })?;
-                let at = self.blocks_at(&held);
+                let blocks = held.blocks();
+                let at = self.data.written.blocks.get(blocks.start).filter(|_| !blocks.is_empty());
+                let at = at.map_or(0, |(at, _)| *at);
+                let sparse = self.data.sparse.get(&data).copied().unwrap_or(0);
                 let short = short
                     && links == 1
-                    && held.sparse == 0
+                    && sparse == 0
                     && u32::try_from(held.size).is_ok()
                     && u32::try_from(at).is_ok();
                 inode = self.header(id, FILE, short)?;
-                let (fragment, offset) = held.fragment.unwrap_or((NONE, 0));
+                let (fragment, offset) = held.fragment().unwrap_or((NONE, 0));
                 if short {
                     for n in [at as u32, fragment, offset, held.size as u32] {
                         inode.extend_from_slice(&n.to_le_bytes());
                     }
                 } else {
-                    for n in [at, held.size, held.sparse] {
+                    for n in [at, held.size, sparse] {
                         inode.extend_from_slice(&n.to_le_bytes());
                     }
                     for n in [links, fragment, offset, attributes] {
                         inode.extend_from_slice(&n.to_le_bytes());
                     }
                 }
-                let blocks = held.first as usize..held.first as usize + held.blocks as usize;
                 inode
                     .extend(self.data.written.blocks[blocks].iter().flat_map(|(_, size)| size.to_le_bytes()));
             }
@@ -245,8 +248,8 @@ impl Writer<'_> {
                     inode.extend_from_slice(&attributes.to_le_bytes());
                 }
             }
-            Node::Fifo | Node::Socket | Node::Directory(_) => {
-                let kind = if *node == Node::Fifo { FIFO } else { SOCKET };
+            Node::Fifo | Node::Socket | Node::Directory => {
+                let kind = if view.node == Node::Fifo { FIFO } else { SOCKET };
                 inode = self.header(id, kind, short)?;
                 inode.extend_from_slice(&links.to_le_bytes());
                 if !short {
@@ -257,19 +260,13 @@ impl Writer<'_> {
         self.put(&inode)
     }
 
-    fn blocks_at(&self, held: &Held) -> u64 {
-        if held.blocks == 0 { 0 } else { self.data.written.blocks[held.first as usize].0 }
-    }
-
-    fn attributes(&mut self, meta: &tree::Meta) -> Result<u32> {
-        let path = self.data.written.path.clone();
-        self.attributes
-            .number(meta.xattrs.as_deref().map_or(&[], Vec::as_slice))
-            .map_err(|e| Error::writing(&path, &e))
+    fn attributes(&mut self, view: &View<'_>) -> Result<u32> {
+        let path = &self.data.written.path;
+        self.attributes.number(view.xattrs).map_err(|e| Error::writing(path, &e))
     }
 
     fn header(&mut self, id: Id, kind: u16, short: bool) -> Result<Vec<u8>> {
-        let (meta, _) = self.tree.get(id);
+        let meta = self.tree.get(id);
         let kind = if short { kind } else { kind + LONG };
         let mut inode = Vec::with_capacity(64);
         for n in [kind, meta.mode & 0o7777, self.owners.number(meta.uid)?, self.owners.number(meta.gid)?] {
@@ -294,21 +291,21 @@ impl Writer<'_> {
     }
 
     /// A directory's listing: headers of up to 256 entries whose inodes lie in one block.
-    fn listing(&mut self, id: Id) -> Result<Listing> {
+    fn listing(&mut self, entries: &[(&[u8], Id)]) -> Result<Listing> {
         let tree = self.tree;
         let path = self.data.written.path.clone();
         let failed = |e: std::io::Error| Error::writing(&path, &e);
         let at = self.directories.place().map_err(failed)?;
         let mut listing = Listing { at, size: 3, index: Vec::new(), count: 0 };
         let mut run: Vec<(&[u8], Id)> = Vec::new();
-        let mut entries = tree.entries(id).peekable();
+        let mut entries = entries.iter().copied().peekable();
         let mut indexed_block = at.0;
         while let Some((name, child)) = entries.next() {
             run.push((name, child));
-            let (block, _) = self.places[child as usize].unwrap_or_default();
+            let (block, _) = self.places[child as usize];
             let first = self.numbers[run[0].1 as usize];
             let goes_on = entries.peek().is_some_and(|(_, next)| {
-                let (next_block, _) = self.places[*next as usize].unwrap_or_default();
+                let (next_block, _) = self.places[*next as usize];
                 let distance = i64::from(self.numbers[*next as usize]) - i64::from(first);
                 // As long as one metadata block, so that an index leads near.
                 let bytes: usize = run.iter().map(|(n, _)| n.len() + 8).sum();
@@ -340,10 +337,10 @@ impl Writer<'_> {
                 bytes.extend_from_slice(&n.to_le_bytes());
             }
             for (name, child) in run.drain(..) {
-                let (_, offset) = self.places[child as usize].unwrap_or_default();
+                let (_, offset) = self.places[child as usize];
                 let delta = (i64::from(self.numbers[child as usize]) - i64::from(first)) as i16;
-                let kind = match tree.get(child).1 {
-                    Node::Directory(_) => DIRECTORY,
+                let kind = match tree.node(child) {
+                    Node::Directory => DIRECTORY,
                     Node::File(_) => FILE,
                     Node::Symlink(_) => SYMLINK,
                     Node::Fifo => FIFO,
