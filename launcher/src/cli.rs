@@ -38,7 +38,7 @@ pub struct Cli {
     /// How to run.
     #[command(flatten)]
     pub options: Options,
-    /// A directory with a root file system, a SquashFS or SIF file, an archive (tar, docker save, OCI layout), or the name
+    /// A directory with a root file system, a SquashFS, EROFS or SIF file, an archive (tar, docker save, OCI layout), or the name
     /// of an image in a store
     #[arg(required = true)]
     pub image: Option<PathBuf>,

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use crate::host;
+use crate::host::{self, Who};
 use crate::run::Run;
 
 /// Runs a tool, which must succeed.
@@ -17,8 +17,20 @@ pub fn tool(program: &str, arguments: &[&str]) -> Output {
     output
 }
 
-fn shown(path: &Path) -> &str {
+/// A path of a test: they are all UTF-8.
+pub fn text(path: &Path) -> &str {
     path.to_str().expect("UTF-8")
+}
+
+/// A directory beside others of a test, for a user to write to.
+pub fn owned(beside: &Path, name: &str, who: Who) -> PathBuf {
+    let path = beside.join(name);
+    fs::create_dir_all(&path).expect("a directory");
+    if host::is_root() {
+        let account = who.account();
+        std::os::unix::fs::chown(&path, Some(account.uid), Some(account.gid)).expect("given away");
+    }
+    path
 }
 
 /// An archive of what is in `root`, compressed as the ending says.
@@ -29,13 +41,13 @@ pub fn tar(root: &Path, file: &Path) {
         Some("xz") => "--use-compress-program=xz -0 -T2",
         _ => "--sparse",
     };
-    tool("tar", &["-C", shown(root), how, "--numeric-owner", "-cf", shown(file), "."]);
+    tool("tar", &["-C", text(root), how, "--numeric-owner", "-cf", text(file), "."]);
     open(file);
 }
 
 /// Makes it readable by all.
 pub fn open(path: &Path) {
-    tool("chmod", &["-R", "a+rX", shown(path)]);
+    tool("chmod", &["-R", "a+rX", text(path)]);
 }
 
 /// Python, which makes what no tool would.
@@ -77,7 +89,7 @@ with open(out, 'wb') as f:
         f.seek(place)
         f.write(blob)
 "#;
-    python(WRITER, &[shown(squashfs), shown(file), std::env::consts::ARCH]);
+    python(WRITER, &[text(squashfs), text(file), std::env::consts::ARCH]);
     open(file);
 }
 
@@ -93,14 +105,14 @@ pub fn sif_of_apptainer(root: &Path, file: &Path) -> Option<()> {
         "--bind",
         &bind,
         "--bind",
-        shown(beside),
-        shown(&apptainer),
+        text(beside),
+        text(&apptainer),
         "apptainer",
         "build",
-        shown(file),
+        text(file),
         "/source",
     ];
-    Run::launch(host::Who::Root, arguments).run().good();
+    Run::launch(Who::Root, arguments).run().good();
     open(file);
     Some(())
 }
@@ -109,7 +121,7 @@ pub fn sif_of_apptainer(root: &Path, file: &Path) -> Option<()> {
 pub fn podman(beside: &Path, arguments: &[&str]) -> Output {
     let root = beside.join("podman");
     let run = beside.join("podman-run");
-    let own = ["--root", shown(&root), "--runroot", shown(&run), "--storage-driver", "vfs"];
+    let own = ["--root", text(&root), "--runroot", text(&run), "--storage-driver", "vfs"];
     let how = ["--runtime", "runc", "--cgroup-manager", "cgroupfs"];
     tool("podman", &[&own[..], &how, arguments].concat())
 }
@@ -159,7 +171,7 @@ json.dump({'imageLayoutVersion': '1.0.0'}, open(os.path.join(out, 'oci-layout'),
 "#;
     fs::create_dir_all(directory).expect("a directory");
     let script = format!("CONFIG = {{}}\n{layers}\n{WRITER}");
-    python(&script, &[shown(directory)]);
+    python(&script, &[text(directory)]);
     open(directory);
 }
 
@@ -192,7 +204,7 @@ for here, dirs, files in os.walk(root):
         lines.append(line)
 print('\n'.join(sorted(lines)))
 "#;
-    let output = Command::new("python3").args(["-c", LISTER, shown(root)]).output().expect("python3");
+    let output = Command::new("python3").args(["-c", LISTER, text(root)]).output().expect("python3");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).lines().map(String::from).collect()
 }
@@ -208,5 +220,5 @@ pub fn only_image(store: &Path) -> PathBuf {
 
 /// What an image's file holds, unpacked by the tool of those who made the format.
 pub fn unsquash(file: &Path, to: &Path) {
-    tool("unsquashfs", &["-quiet", "-no-progress", "-dest", shown(to), shown(file)]);
+    tool("unsquashfs", &["-quiet", "-no-progress", "-dest", text(to), text(file)]);
 }

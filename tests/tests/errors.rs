@@ -41,14 +41,13 @@ fn what_is_no_image_is_named_by_its_content() {
         bytes
     };
     let table: &[(Vec<u8>, &str, &str)] = &[
-        (at(1024, b"\xe2\xe1\xf5\xe0"), "an EROFS image", "mount it"),
         (at(1080, b"\x53\xef"), "an ext2/3/4 image", "mount it"),
         (at(0, b"\x7fELF\x02"), "an ELF program", "the image comes first"),
         (at(0, b"#!/bin/sh"), "a script", "the image comes first"),
         (at(0, b"shsq"), "a SquashFS 3", "mksquashfs 4"),
         (at(0, b"QFI\xfb"), "begins with \"QFI\\xfb", "give a directory with a root"),
         (b"tiny".to_vec(), "begins with \"tiny\"", "a tarball"),
-        (Vec::new(), "it is empty", "a SquashFS or SIF file"),
+        (Vec::new(), "it is empty", "a SquashFS, EROFS or SIF file"),
     ];
     let file = dir.path().join("file.sqfs");
     for (bytes, what, cure) in table {
@@ -58,6 +57,7 @@ fn what_is_no_image_is_named_by_its_content() {
     // Archives are images, if they are whole.
     for (bytes, why) in [
         (at(32, b"SIF_MAGIC\0"), "is SIF of version"),
+        (at(1024, b"\xe2\xe1\xf5\xe0"), "its blocks have 2^0 bytes"),
         (at(0, b"\x1f\x8b\x08"), "damaged"),
         (at(0, b"\x28\xb5\x2f\xfd"), "damaged"),
         (at(257, b"ustar"), "a header whose checksum is wrong"),

@@ -7,12 +7,8 @@ use std::path::Path;
 
 use hpc_launch_tests::host::{everyone, is_root};
 use hpc_launch_tests::image::directory;
-use hpc_launch_tests::layout::{only_image, open, python, tool, unsquash};
+use hpc_launch_tests::layout::{only_image, open, python, text, tool, unsquash};
 use hpc_launch_tests::run::Run;
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
 
 /// Writes one file (or directory) for each case.
 const MAKER: &str = r#"

@@ -7,23 +7,8 @@ use std::path::{Path, PathBuf};
 
 use hpc_launch_tests::host::{self, Who, everyone, is_root};
 use hpc_launch_tests::image::{Throwaway, directory};
-use hpc_launch_tests::layout::{self, listing, oci, only_image, podman, tool, unsquash};
+use hpc_launch_tests::layout::{self, listing, oci, only_image, owned, podman, text, tool, unsquash};
 use hpc_launch_tests::run::{Outcome, Run};
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
-
-/// A store of this test's, which that user can write to.
-fn store(beside: &Path, who: Who) -> PathBuf {
-    let path = beside.join(format!("store-{who:?}"));
-    fs::create_dir_all(&path).unwrap();
-    if is_root() {
-        let account = who.account();
-        std::os::unix::fs::chown(&path, Some(account.uid), Some(account.gid)).unwrap();
-    }
-    path
-}
 
 fn import(who: Who, store: &Path, source: &str, name: &str) -> Outcome {
     Run::launch(who, ["image", "import", "--store", text(store), source, name]).run()
@@ -42,6 +27,8 @@ fn every_format_runs_the_ring() {
         layout::tar(&root, &file);
         formats.push((ending, text(&file).to_owned()));
     }
+    tool("mkfs.erofs", &["--quiet", "-zlz4hc", text(&at("root.erofs")), text(&root)]);
+    formats.push(("EROFS", text(&at("root.erofs")).to_owned()));
     layout::sif(&squashfs, &at("hand.sif"));
     formats.push(("SIF by hand", text(&at("hand.sif")).to_owned()));
     match layout::sif_of_apptainer(&root, &at("apptainer.sif")) {
@@ -69,7 +56,7 @@ fn every_format_runs_the_ring() {
         formats.push(("oci-archive with zstd", text(&at("zstd.tar")).to_owned()));
     }
     for who in everyone() {
-        let store = store(dir.path(), *who);
+        let store = owned(dir.path(), &format!("store-{who:?}"), *who);
         import(*who, &store, text(&root), "group/solver:1").good();
         formats.push(("name", "group/solver:1".to_owned()));
         for (format, image) in &formats {

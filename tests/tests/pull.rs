@@ -8,25 +8,11 @@ use std::time::{Duration, Instant};
 
 use hpc_launch_tests::host::{Who, everyone, is_root};
 use hpc_launch_tests::image::{Throwaway, directory};
-use hpc_launch_tests::layout::{self, oci, only_image};
+use hpc_launch_tests::layout::{self, oci, only_image, owned, text};
 use hpc_launch_tests::registry::{Listener, Registry, certificates, free_port};
 use hpc_launch_tests::run::{Outcome, Run};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
-
-fn owned(beside: &Path, name: &str, who: Who) -> PathBuf {
-    let path = beside.join(name);
-    fs::create_dir_all(&path).unwrap();
-    if is_root() {
-        let account = who.account();
-        std::os::unix::fs::chown(&path, Some(account.uid), Some(account.gid)).unwrap();
-    }
-    path
-}
 
 /// A layout of one image, of two layers, that says hello; in the second random bytes.
 fn hello(beside: &Path, megabytes: usize) -> PathBuf {

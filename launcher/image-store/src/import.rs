@@ -21,7 +21,7 @@ use crate::source::{Form, Source};
 use crate::squash::{self, Compressor, Data};
 use crate::store::{ImageRecord, Origin, ROOT_FILE, Store, Stored, Turn, Work, digest_of};
 use crate::tree::Tree;
-use crate::{directory, store};
+use crate::{directory, erofs, store};
 
 /// How to import.
 #[derive(Clone, Debug)]
@@ -263,6 +263,12 @@ fn make(source: &Source, work: &Work, options: &Options, progress: &Progress) ->
             copy(&blob, &out, progress)?;
             let config = Runtime { labels: sif.labels, ..Runtime::default() };
             Parts { platform: sif.platform, config, unpacked: sif.length, ..Parts::plain() }
+        }
+        Form::Erofs => {
+            let blob = Blob::whole(open()?, source.path.clone())?;
+            progress.all.store(blob.length, Ordering::Relaxed);
+            let (unpacked, notes) = write(&out, options, progress, |with| erofs::read(&blob, with))?;
+            Parts { unpacked, notes, ..Parts::plain() }
         }
         Form::OciDirectory => {
             let files = layout::Directory(source.path.clone());

@@ -25,7 +25,7 @@ use crate::tar::{Entry, Piece, Reader, What};
 use crate::tree::{Id, Meta, Node, Tree, Xattrs, parts};
 
 /// Entries of one image. Four times the largest that is known (a whole Spack tree).
-const MAX_ENTRIES: u64 = 8_000_000;
+pub(crate) const MAX_ENTRIES: u64 = 8_000_000;
 /// What is read ahead of the archive's reader: so many pieces of 256 KiB.
 const AHEAD: usize = 8;
 const PIECE: usize = 256 << 10;
@@ -357,7 +357,8 @@ fn read(
     })
 }
 
-fn too_many() -> Error {
+/// The refusal of more.
+pub(crate) fn too_many() -> Error {
     Error::new(Kind::TooLarge, format!("the image has more than {MAX_ENTRIES} entries"), "split it")
 }
 

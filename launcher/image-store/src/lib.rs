@@ -8,6 +8,7 @@
 mod changes;
 pub mod codec;
 pub mod directory;
+pub mod erofs;
 pub mod error;
 pub mod import;
 pub mod layers;

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::codec::Compression;
 use crate::error::{Error, Kind, Result};
-use crate::sif;
+use crate::{erofs, sif};
 
 /// Kinds of source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -22,6 +22,8 @@ pub enum Form {
     Squashfs,
     /// A SIF file.
     Sif,
+    /// An EROFS file.
+    Erofs,
     /// A tar archive, compressed or not: of a root file system, an OCI image layout or `docker save`.
     Tar,
 }
@@ -34,11 +36,12 @@ impl Form {
             Form::OciDirectory => "an OCI image layout",
             Form::Squashfs => "a SquashFS file",
             Form::Sif => "a SIF file",
+            Form::Erofs => "an EROFS file",
             Form::Tar => "an archive",
         }
     }
 
-    /// By the first kilobyte of a file.
+    /// By the first 1100 bytes of a file.
     pub fn of_head(head: &[u8]) -> Option<Form> {
         if head.starts_with(b"hsqs") {
             return Some(Form::Squashfs);
@@ -47,6 +50,9 @@ impl Form {
             return Some(Form::Sif);
         }
         let is_tar = head.get(257..262) == Some(b"ustar") || is_old_tar(head);
+        if !is_tar && head.get(erofs::MAGIC_AT..).is_some_and(|t| t.starts_with(erofs::MAGIC)) {
+            return Some(Form::Erofs);
+        }
         (is_tar || Compression::of(head) != Compression::None).then_some(Form::Tar)
     }
 }
@@ -118,19 +124,18 @@ impl Source {
 }
 
 /// What can be given.
-pub const KNOWN: &str = "give a directory with a root file system, a SquashFS or SIF file, a tarball (also gzip, zstd, xz), \
+pub const KNOWN: &str = "give a directory with a root file system, a SquashFS, EROFS or SIF file, a tarball (also gzip, zstd, xz), \
                          an archive of `docker save`, or an OCI image layout";
 
 /// Magic numbers of what people hand us that is no image: what it is, and what makes an image of it.
 const OTHERS: &[(&[u8], usize, &str, &str)] = &[
-    (b"\xe2\xe1\xf5\xe0", 1024, "an EROFS image", "mount it, and run the mount point"),
     (b"\x53\xef", 1080, "an ext2/3/4 image", "mount it, and run the mount point"),
     (b"\x7fELF", 0, "an ELF program", "the image comes first, then the program: hpc-launch IMAGE PROGRAM"),
     (b"#!", 0, "a script", "the image comes first, then the program: hpc-launch IMAGE PROGRAM"),
     (b"shsq", 0, "a SquashFS 3 or big-endian file", "make it anew with mksquashfs 4"),
 ];
 
-/// What a file is, by its first kilobyte.
+/// What a file is, by its first 1100 bytes.
 pub fn recognise(file: &File, path: &Path) -> Result<Form> {
     let mut head = [0u8; 1100];
     let mut have = 0;

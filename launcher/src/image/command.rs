@@ -71,7 +71,7 @@ pub enum Action {
 /// Arguments of `import`.
 #[derive(Args, Debug)]
 pub struct Import {
-    /// A directory, a SquashFS or SIF file, an archive (tar, docker save, OCI layout); of several images: PATH:NAME
+    /// A directory, a SquashFS, EROFS or SIF file, an archive (tar, docker save, OCI layout); of several images: PATH:NAME
     pub source: PathBuf,
     /// What to call it: NAME or NAME:TAG
     pub name: String,

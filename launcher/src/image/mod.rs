@@ -414,7 +414,7 @@ fn look(given: &Path) -> Result<Option<Image>> {
             image.length = whole.length;
             image.record = beside(&image.path);
         }
-        Form::Tar | Form::Directory | Form::OciDirectory => return Ok(None),
+        Form::Tar | Form::Erofs | Form::Directory | Form::OciDirectory => return Ok(None),
     }
     Ok(Some(image))
 }
