@@ -143,8 +143,17 @@ fn verify_finds_what_was_changed() {
     let outcome = image(who, &store, &["verify"]);
     assert_eq!(outcome.code(), Some(1), "{outcome}");
     assert!(outcome.err().contains("image.sqfs has been changed: its digest is"), "{outcome}");
+    // The same image from another file takes its place: it is compared first.
+    let copy = dir.path().join("copy.tar.gz");
+    fs::copy(&file, &copy).unwrap();
+    layout::open(&copy);
+    image(who, &store, &["import", text(&copy), "x:1"]).good();
+    image(who, &store, &["verify"]).good();
     fs::write(&sqfs, &bytes[..middle]).unwrap();
     assert!(image(who, &store, &["verify"]).err().contains(&format!("has {middle} bytes and should have")));
+    // One that was cut short is not what was made of its archive.
+    image(who, &store, &["import", text(&file), "x:1"]).good();
+    image(who, &store, &["verify"]).good();
     fs::write(sqfs.with_file_name("image.json"), "{}").unwrap();
     assert!(image(who, &store, &["verify"]).err().contains("image.json has been changed"));
     fs::remove_dir_all(sqfs.parent().unwrap()).unwrap();
@@ -320,6 +329,13 @@ layers = [[{{'name': m.name, 'type': kinds[m.type], 'mode': m.mode, 'linkname': 
     Run::launch(everyone()[0], [text(&throwaway.root())])
         .run()
         .refused("usage", &["no command was given", "says none"]);
+    // A bundle's configuration comes along when its root is imported.
+    let config = r#"{"root":{"path":"image"},"process":{"env":["A=of bundle","B=3"],"args":["/bin/entry","x"],"cwd":"/"}}"#;
+    fs::write(throwaway.root().with_file_name("config.json"), config).unwrap();
+    let store = dir.path().join("of-bundle");
+    image(Who::Root, &store, &["import", text(&throwaway.root()), "bundle"]).good();
+    let outcome = Run::launch(Who::Root, ["--store", text(&store), "bundle"]).run().good();
+    assert_eq!(outcome.out(), "entry 1 x  in / with of bundle and 3\n");
 }
 
 /// Ranks that join look at nothing of the file system that the image is on.
@@ -426,20 +442,26 @@ def header(name, size):
     h[124:136] = b'%011o\0' % size; h[136:148] = b'00000000000\0'; h[148:156] = b' ' * 8; h[156:157] = b'0'; h[257:265] = b'ustar\x0000'
     h[148:156] = b'%06o\0 ' % sum(h)
     return bytes(h)
+class Archive:
+    def __init__(self, path): self.out, self.digest = gzip.open(path, 'wb', 1), hashlib.sha256()
+    def write(self, piece): self.out.write(piece); self.digest.update(piece)
+    def __enter__(self): return self
+    def __exit__(self, *_): self.out.close(); diff_ids.append('sha256:' + self.digest.hexdigest())
+diff_ids = []
 def large(path):
-    with gzip.open(path, 'wb', 1) as out:
+    with Archive(path) as out:
         out.write(header(b'large', 3 << 30))
         block = bytes(range(256)) * 4096
         for i in range(3 << 10): out.write(block)
         out.write(b'\0' * 1024)
 def many(path):
-    with gzip.open(path, 'wb', 1) as out:
+    with Archive(path) as out:
         for i in range(1000000): out.write(header(b'usr/lib/python3/directory-%d/some-file-name-%d' % (i // 500, i), 0))
         out.write(b'\0' * 1024)
 def text(value): return lambda path: open(path, 'w').write(json.dumps(value))
 media = 'application/vnd.oci.image.'
 layers = [dict(blob(make), mediaType=media + 'layer.v1.tar+gzip') for make in (large, many)]
-config = dict(blob(text({'architecture': sys.argv[2], 'os': 'linux'})), mediaType=media + 'config.v1+json')
+config = dict(blob(text({'architecture': sys.argv[2], 'os': 'linux', 'rootfs': {'type': 'layers', 'diff_ids': diff_ids}})), mediaType=media + 'config.v1+json')
 manifest = dict(blob(text({'schemaVersion': 2, 'config': config, 'layers': layers})), mediaType=media + 'manifest.v1+json')
 text({'schemaVersion': 2, 'manifests': [manifest]})(sys.argv[1] + '/index.json')
 text({'imageLayoutVersion': '1.0.0'})(sys.argv[1] + '/oci-layout')

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use hpc_launch_tests::host::{self, Who, everyone, is_root};
 use hpc_launch_tests::image::{Throwaway, directory};

@@ -435,8 +435,12 @@ fn what_is_said() {
         .refused("registry-unreachable", &["cannot reach no-such-host.invalid", "login node"]);
     of("docker://Hello").refused("image-name", &["is no image of a registry"]);
     of("hello:1").refused("image-name", &["does not begin with docker://"]);
-    // A registry that has a blob damaged.
+    // More than the limit is not even fetched.
     let large = layers_of(&layout).pop().unwrap();
+    let limited = pull(who, &store, &[&format!("docker://{host}/hello:1.0"), "--max-size", "100K"]).run();
+    limited.refused("image-too-large", &["the image holds more than 100 KiB", "--max-size"]);
+    assert!(registry.blobs().iter().all(|(digest, _)| *digest != large), "{:?}", registry.blobs());
+    // A registry that has a blob damaged.
     let blob = registry.blob(&large);
     let good = fs::read(&blob).unwrap();
     let mut bad = good.clone();

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
 
+use crate::bytes::{copied, room};
 use crate::codec::{self, Allowance, Compression, Limited};
 use crate::error::{Error, Kind, Result, size};
 use crate::layers::{self, Blob, Layer, LeftOut, Merge};
@@ -21,7 +22,7 @@ use crate::source::{Form, Source};
 use crate::squash::{self, Compressor, Data};
 use crate::store::{ImageRecord, Origin, ROOT_FILE, Store, Stored, Turn, Work, digest_of};
 use crate::tree::Tree;
-use crate::{directory, erofs, store};
+use crate::{bundle, directory, erofs, store};
 
 /// How to import.
 #[derive(Clone, Debug)]
@@ -108,7 +109,7 @@ pub fn pull(
     waiting: Waiting<'_>,
     keep: &dyn Fn(&Stored) -> Result<()>,
 ) -> Result<Imported> {
-    let remote = Remote::open(reference, settings, store, progress)?;
+    let remote = Remote::open(reference, settings, store, progress, options.max_size)?;
     let key =
         hashed("manifest", &format!("{} {:?} {:?}", remote.digest, options.compressor, options.platform));
     let last = last_of(reference, options);
@@ -244,8 +245,13 @@ fn make(source: &Source, work: &Work, options: &Options, progress: &Progress) ->
     let parts = match source.form {
         Form::Directory => {
             let run = |with: &mut Merge<'_>| directory::read(&source.path, with);
-            let (unpacked, notes) = write(&out, options, progress, run)?;
-            Parts { unpacked, notes, ..Parts::plain() }
+            let (unpacked, mut notes) = write(&out, options, progress, run)?;
+            let root = fs::canonicalize(&source.path).unwrap_or_else(|_| source.path.clone());
+            let config = bundle::beside(&root).unwrap_or_else(|note| {
+                notes.push(note);
+                None
+            });
+            Parts { unpacked, notes, config: config.unwrap_or_default(), ..Parts::plain() }
         }
         Form::Squashfs => {
             let blob = Blob::whole(open()?, source.path.clone())?;
@@ -432,7 +438,8 @@ fn write(
     progress: &Progress,
     run: impl FnOnce(&mut Merge<'_>) -> Result<(Tree, LeftOut)>,
 ) -> Result<(u64, Vec<String>)> {
-    room(out, progress.all.load(Ordering::Relaxed))?;
+    // An image is about as long as its compressed layers; of an archive that is not compressed a third remains.
+    room(out, progress.all.load(Ordering::Relaxed) / 3)?;
     let file = File::options()
         .read(true)
         .write(true)
@@ -450,41 +457,10 @@ fn write(
     Ok((allowance.taken(), left_out.notes()))
 }
 
-/// Refuses at once what cannot fit: an image is about as long as its compressed layers.
-fn room(out: &Path, needed: u64) -> Result<()> {
-    let Some(Ok(stat)) = out.parent().map(nix::sys::statvfs::statvfs) else { return Ok(()) };
-    let free = stat.blocks_available() * stat.fragment_size();
-    // Of an archive that is not compressed a third remains.
-    if free >= needed / 3 {
-        return Ok(());
-    }
-    Err(Error::new(
-        Kind::Space,
-        format!(
-            "the image needs about {}, and {} are free in {}",
-            size(needed),
-            size(free),
-            out.parent().unwrap_or(out).display()
-        ),
-        "make room (`hpc-launch image gc`, `hpc-launch image rm`), or name a store elsewhere: --store DIR",
-    ))
-}
-
 /// A SquashFS as it is.
 fn copy(blob: &Blob, out: &Path, progress: &Progress) -> Result<()> {
     squash::check(blob)?;
-    progress.all.store(blob.length, Ordering::Relaxed);
     room(out, blob.length)?;
-    let failed = |e: io::Error| Error::writing(out, &e);
-    let mut file = File::options().write(true).create_new(true).open(out).map_err(failed)?;
-    let mut reader = blob.reader();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        let n = reader.read(&mut buffer).map_err(|e| Error::reading(&blob.path, &e))?;
-        if n == 0 {
-            return file.sync_all().map_err(failed);
-        }
-        io::Write::write_all(&mut file, &buffer[..n]).map_err(failed)?;
-        progress.read.fetch_add(n as u64, Ordering::Relaxed);
-    }
+    let file = copied(blob, out, progress)?;
+    file.sync_all().map_err(|e| Error::writing(out, &e))
 }

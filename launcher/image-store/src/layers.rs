@@ -16,6 +16,7 @@ use std::thread;
 
 use sha2::{Digest as _, Sha256};
 
+use crate::bytes::hash_rest;
 use crate::changes::{Above, Change, Log};
 use crate::codec::{self, Allowance, Compression, Limited};
 use crate::error::{Error, Kind, Result};
@@ -132,14 +133,8 @@ impl Layer {
             return e;
         };
         let mut hash = Sha256::new();
-        let mut reader = self.blob.reader();
-        let mut buffer = vec![0; PIECE];
-        loop {
-            match reader.read(&mut buffer) {
-                Ok(0) => break,
-                Ok(n) => hash.update(&buffer[..n]),
-                Err(_) => return e,
-            }
+        if hash_rest(&mut self.blob.reader(), &mut hash).is_err() {
+            return e;
         }
         mismatch("the layer's digest", &Digest::of_bytes(&hash.finalize()), must).unwrap_or(e)
     }

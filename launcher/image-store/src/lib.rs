@@ -5,6 +5,8 @@
 
 #![forbid(unsafe_code)]
 
+pub mod bundle;
+mod bytes;
 mod changes;
 pub mod codec;
 pub mod directory;

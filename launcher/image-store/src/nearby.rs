@@ -1,11 +1,10 @@
 //! Copies of images on storage of the node: made once, by one of those who want it; the oldest go when there is no room.
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
+use crate::bytes::copied;
 use crate::error::{Error, Kind, Result, size};
 use crate::import::{Progress, Waiting};
 use crate::layers::Blob;
@@ -43,21 +42,9 @@ pub fn copy(
         return Ok((path, true));
     }
     make_room(&directory, blob.length)?;
-    progress.all.store(blob.length, Ordering::Relaxed);
     let work = store.work()?;
     let out = work.path("copy");
-    let failed = |e: std::io::Error| Error::writing(&out, &e);
-    let mut file = File::create(&out).map_err(failed)?;
-    let mut reader = blob.reader();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        let n = reader.read(&mut buffer).map_err(|e| Error::reading(&blob.path, &e))?;
-        if n == 0 {
-            break;
-        }
-        file.write_all(&buffer[..n]).map_err(failed)?;
-        progress.read.fetch_add(n as u64, Ordering::Relaxed);
-    }
+    copied(blob, &out, progress)?;
     fs::rename(&out, &path).map_err(|e| Error::writing(&path, &e))?;
     Ok((path, false))
 }

@@ -7,6 +7,7 @@
 use std::path::{Path, PathBuf};
 
 use abi_probe::rootfs::{Kind as FileKind, View};
+use image_store::bundle;
 use image_store::layout::Runtime;
 use serde::{Deserialize, Serialize};
 
@@ -45,7 +46,11 @@ impl ImageEnvironment {
             found.runtime(&record.config);
         }
         if let Some(image) = image.filter(|image| image.kind == Kind::Directory) {
-            found.config_json(&image.path);
+            match bundle::beside(&image.path) {
+                Ok(Some(runtime)) => found.runtime(&runtime),
+                Ok(None) => {}
+                Err(note) => found.notes.push(note),
+            }
         }
         let text = |path: &Path| -> Result<Option<String>> {
             let bytes = view.read(path, MAX_FILE).map_err(in_image(given))?;
@@ -98,50 +103,6 @@ impl ImageEnvironment {
         match self.get(name) {
             "" if name == "PATH" => DEFAULT_PATH,
             value => value,
-        }
-    }
-
-    /// `config.json` in the directory that holds the root file system.
-    fn config_json(&mut self, root: &Path) {
-        #[derive(Deserialize)]
-        struct Bundle {
-            process: Option<Process>,
-            root: Option<Root>,
-            config: Option<Runtime>,
-        }
-        #[derive(Deserialize)]
-        struct Process {
-            #[serde(default)]
-            env: Vec<String>,
-            #[serde(default)]
-            args: Vec<String>,
-            cwd: Option<PathBuf>,
-        }
-        #[derive(Deserialize)]
-        struct Root {
-            path: PathBuf,
-        }
-        let Some(parent) = root.parent() else { return };
-        let path = parent.join("config.json");
-        let Ok(meta) = std::fs::metadata(&path) else { return };
-        if !meta.is_file() || meta.len() > MAX_FILE {
-            return;
-        }
-        let Ok(text) = std::fs::read(&path) else { return };
-        let Ok(bundle) = serde_json::from_slice::<Bundle>(&text) else {
-            self.notes.push(format!("{} is not OCI configuration and is ignored", path.display()));
-            return;
-        };
-        // A runtime bundle names its root: another root beside it is none of its business.
-        let ours = bundle.root.is_none_or(|r| parent.join(r.path) == root);
-        match (bundle.process, bundle.config) {
-            (Some(p), _) if ours => {
-                self.pairs(&p.env);
-                self.workdir = p.cwd.filter(|w| w.is_absolute());
-                self.entry = p.args;
-            }
-            (None, Some(config)) => self.runtime(&config),
-            _ => {}
         }
     }
 
@@ -321,18 +282,5 @@ mod tests {
         e.charliecloud("A=1\nB='x y'\nnonsense\n");
         assert_eq!(e.env, [("A".into(), "1".into()), ("B".into(), "x y".into())]);
         assert_eq!(e.notes, ["/ch/environment: not understood: nonsense"]);
-    }
-
-    #[test]
-    fn a_bundles_config_counts_for_its_own_root_only() {
-        let dir = tempfile::tempdir().unwrap();
-        let json = r#"{"root":{"path":"rootfs"},"process":{"env":["A=1"],"cwd":"/work"}}"#;
-        std::fs::write(dir.path().join("config.json"), json).unwrap();
-        let mut e = ImageEnvironment::default();
-        e.config_json(&dir.path().join("rootfs"));
-        assert_eq!((e.get("A"), e.workdir.as_deref()), ("1", Some(Path::new("/work"))));
-        let mut e = ImageEnvironment::default();
-        e.config_json(&dir.path().join("other"));
-        assert_eq!(e, ImageEnvironment::default());
     }
 }

@@ -1,31 +1,26 @@
-//! Requests to one registry: TLS, proxies, tokens, and what its refusals mean.
+//! Requests to one registry: tokens, what is tried again, and what its refusals mean.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
 use std::io::Read;
-use std::path::Path;
 use std::sync::Mutex;
 use std::time::Duration;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use docker_credential::{CredentialRetrievalError, DockerCredential};
 use serde::Deserialize;
 use ureq::http::{Response, StatusCode};
-use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
-use ureq::{Agent, Body, Proxy};
+use ureq::{Agent, Body};
 
+use super::Settings;
+use super::agent::{agent, is_loopback};
+use super::credentials::{Credential, credential};
 use super::reference::Reference;
-use super::{Proxies, Settings};
 use crate::error::{Error, Kind, Result};
 use crate::layout::MAX_MANIFEST;
 
 /// What a manifest may be.
 const MANIFESTS: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
      application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json";
-const CONNECT: Duration = Duration::from_secs(15);
-/// Nothing for so long is a cut.
-const SILENCE: Duration = Duration::from_secs(30);
 /// Requests that may work when they are made again.
 const TRIES: u32 = 4;
 /// Longer is for the user to wait.
@@ -43,16 +38,6 @@ pub struct Client {
     credential: Option<Credential>,
     /// `Authorization`, once it is known what is wanted.
     authorization: Mutex<Option<String>>,
-}
-
-/// Whose name is used, and where that was found.
-#[derive(Clone, Debug)]
-struct Credential {
-    user: String,
-    secret: String,
-    /// An identity token is exchanged, a password is sent.
-    is_token: bool,
-    from: String,
 }
 
 impl Client {
@@ -447,144 +432,6 @@ fn basic_authorization(user: &str, password: &str) -> String {
     format!("Basic {}", BASE64_STANDARD.encode(format!("{user}:{password}")))
 }
 
-fn is_loopback(host: &str) -> bool {
-    let name = host
-        .rsplit_once(':')
-        .filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit()))
-        .map_or(host, |(name, _)| name);
-    name == "localhost" || name == "[::1]" || name.starts_with("127.")
-}
-
-/// The client of HTTP, as this host wants it.
-fn agent(host: &str, is_tls: bool, settings: &Settings) -> Result<Agent> {
-    let mut builder = Agent::config_builder()
-        .http_status_as_error(false)
-        .user_agent(settings.agent.clone())
-        .accept_encoding("identity")
-        .max_redirects(5)
-        .timeout_connect(Some(CONNECT))
-        .timeout_per_read(Some(SILENCE))
-        .proxy(proxy(host, is_tls, &settings.proxies)?);
-    if is_tls {
-        builder =
-            builder.tls_config(TlsConfig::builder().root_certs(roots(host, &settings.certificates)?).build());
-    }
-    Ok(builder.build().new_agent())
-}
-
-fn proxy(host: &str, is_tls: bool, proxies: &Proxies) -> Result<Option<Proxy>> {
-    let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
-    let is_none = |pattern: &String| {
-        let pattern = pattern.trim().trim_start_matches('*').trim_start_matches('.');
-        pattern.is_empty() || name == pattern || host == pattern || name.ends_with(&format!(".{pattern}"))
-    };
-    let wanted = if is_tls { &proxies.https } else { &proxies.http };
-    let Some(address) = wanted.as_ref().filter(|_| !is_loopback(host) && !proxies.none.iter().any(is_none))
-    else {
-        return Ok(None);
-    };
-    Proxy::new(address).map(Some).map_err(|e| {
-        let what = format!("the proxy {address:?} cannot be understood: {e}");
-        Error::new(Kind::Registry, what, "set HTTPS_PROXY and HTTP_PROXY to http://HOST:PORT")
-    })
-}
-
-/// Whom to trust: what this machine trusts (or, where it says nothing, what browsers do), and the host's own.
-fn roots(host: &str, directories: &[std::path::PathBuf]) -> Result<RootCerts> {
-    let native = rustls_native_certs::load_native_certs().certs;
-    let mut all: Vec<Certificate<'static>> =
-        native.iter().map(|c| Certificate::from_der(c).to_owned()).collect();
-    let mut own = Vec::new();
-    for directory in directories {
-        let Ok(entries) = fs::read_dir(directory.join(host)) else { continue };
-        for path in entries.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "crt"))
-        {
-            let text = fs::read(&path).map_err(|e| Error::reading(&path, &e))?;
-            let certificates = parse_pem(&text).filter_map(|item| match item {
-                Ok(PemItem::Certificate(certificate)) => Some(certificate),
-                _ => None,
-            });
-            own.extend(certificates);
-        }
-    }
-    if all.is_empty() && own.is_empty() {
-        return Ok(RootCerts::WebPki);
-    }
-    all.extend(own);
-    Ok(RootCerts::new_with_certs(&all))
-}
-
-/// Who we are there, by the files that `docker login` and `podman login` write; the most exact entry wins.
-fn credential(reference: &Reference, host: &str, files: &[std::path::PathBuf]) -> Result<Option<Credential>> {
-    let mut keys = Vec::new();
-    if host == reference.host() {
-        let mut path = format!("{}/{}", reference.registry, reference.repository);
-        while let Some((above, _)) = path.clone().rsplit_once('/') {
-            keys.push(std::mem::replace(&mut path, above.to_owned()));
-        }
-        keys.push(reference.registry.clone());
-        if reference.registry == "docker.io" {
-            keys.push("https://index.docker.io/v1/".to_owned());
-        }
-    } else {
-        keys.push(host.to_owned());
-    }
-    for file in files {
-        for key in &keys {
-            match in_file(file, key)? {
-                Some(DockerCredential::UsernamePassword(user, secret)) => {
-                    return Ok(Some(Credential {
-                        user,
-                        secret,
-                        is_token: false,
-                        from: file.display().to_string(),
-                    }));
-                }
-                Some(DockerCredential::IdentityToken(secret)) => {
-                    let user = "<token>".to_owned();
-                    return Ok(Some(Credential {
-                        user,
-                        secret,
-                        is_token: true,
-                        from: file.display().to_string(),
-                    }));
-                }
-                None => {}
-            }
-        }
-    }
-    Ok(None)
-}
-
-fn in_file(file: &Path, key: &str) -> Result<Option<DockerCredential>> {
-    let open = match File::open(file) {
-        Ok(open) => open,
-        Err(e)
-            if e.kind() == std::io::ErrorKind::NotFound || e.kind() == std::io::ErrorKind::NotADirectory =>
-        {
-            return Ok(None);
-        }
-        Err(e) => return Err(Error::reading(file, &e)),
-    };
-    match docker_credential::get_credential_from_reader(open.take(1 << 20), key) {
-        Ok(found) => Ok(Some(found)),
-        Err(CredentialRetrievalError::NoCredentialConfigured) => Ok(None),
-        Err(CredentialRetrievalError::HelperFailure { helper, .. }) => {
-            let what =
-                format!("{} names the credential helper {helper}, which fails for {key}", file.display());
-            Err(Error::new(Kind::Denied, what, "log in again, or repair the helper"))
-        }
-        Err(e) => {
-            let what = format!("credentials in {} cannot be understood: {e}", file.display());
-            Err(Error::new(
-                Kind::Denied,
-                what,
-                "log in again (podman login, docker login), or remove the file",
-            ))
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -596,24 +443,5 @@ mod tests {
         assert_eq!((p["service"].as_str(), p["scope"].as_str()), ("r, s", "x"));
         assert!(parameters("").is_empty());
         assert_eq!(parameters("realm=\"open")["realm"], "open");
-    }
-
-    #[test]
-    fn who_needs_no_proxy() {
-        let proxies = Proxies {
-            http: Some("http://p:1".to_owned()),
-            https: Some("http://p:2".to_owned()),
-            none: vec![".example.org".to_owned(), "r.site".to_owned()],
-        };
-        let port = |host: &str, tls| proxy(host, tls, &proxies).unwrap().map(|p| p.port());
-        assert_eq!((port("x.net", true), port("x.net:80", false)), (Some(2), Some(1)));
-        for host in
-            ["a.example.org", "example.org:443", "r.site:5000", "localhost:5000", "127.0.0.1:1", "[::1]:5000"]
-        {
-            assert_eq!(port(host, true), None, "{host}");
-        }
-        assert!(
-            proxy("x.net", true, &Proxies { https: Some("::".to_owned()), ..Proxies::default() }).is_err()
-        );
     }
 }

@@ -10,6 +10,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::client::Client;
 use super::reference::Reference;
+use crate::bytes::hash_rest;
 use crate::error::{Error, Kind, Result, size as bytes_of};
 use crate::import::Progress;
 use crate::layers::Blob;
@@ -71,7 +72,7 @@ pub fn fetch(
     let mut file =
         File::options().read(true).write(true).create(true).truncate(false).open(&partial).map_err(failed)?;
     let mut hash = Sha256::new();
-    let mut have = hash_of(&mut file, &mut hash).map_err(failed)?;
+    let mut have = hash_rest(&mut file, &mut hash).map_err(failed)?;
     let most = size.unwrap_or(MAX_UNSAID);
     if have > most {
         (have, hash) = (restart(&mut file).map_err(failed)?, Sha256::new());
@@ -151,20 +152,6 @@ pub fn fetch(
     }
     drop(turn);
     Blob::whole(file, whole)
-}
-
-/// Hashes what is there; the file is then at its end.
-fn hash_of(file: &mut File, hash: &mut Sha256) -> io::Result<u64> {
-    let mut buffer = vec![0; 256 << 10];
-    let mut have = 0;
-    loop {
-        let n = file.read(&mut buffer)?;
-        if n == 0 {
-            return Ok(have);
-        }
-        hash.update(&buffer[..n]);
-        have += n as u64;
-    }
 }
 
 fn restart(file: &mut File) -> io::Result<u64> {

@@ -4,7 +4,9 @@
 //! (a manifest of any size would be read into memory), and because users must be told why it failed: which host, which
 //! credentials, how long to wait.
 
+mod agent;
 mod client;
+mod credentials;
 mod download;
 mod reference;
 
@@ -17,6 +19,8 @@ use sha2::{Digest as _, Sha256};
 
 pub use self::client::Client;
 pub use self::reference::{Reference, SCHEME};
+use crate::bytes::room;
+use crate::codec::Allowance;
 use crate::error::{Error, Kind, Result};
 use crate::import::Progress;
 use crate::layers::Blob;
@@ -66,6 +70,7 @@ pub struct Remote<'a> {
     /// Blobs that are there, held open: nobody can take them away.
     fetched: Mutex<HashMap<Digest, Blob>>,
     work: crate::store::Work,
+    max_size: u64,
 }
 
 impl<'a> Remote<'a> {
@@ -75,6 +80,7 @@ impl<'a> Remote<'a> {
         settings: &Settings,
         store: &'a Store,
         progress: &'a Progress,
+        max_size: u64,
     ) -> Result<Remote<'a>> {
         let (client, manifest) = Client::connect(reference, settings)?;
         let digest = Digest::of_bytes(&Sha256::digest(&manifest));
@@ -96,6 +102,7 @@ impl<'a> Remote<'a> {
             digest,
             fetched: Mutex::default(),
             work,
+            max_size,
         })
     }
 
@@ -167,6 +174,10 @@ impl Files for Remote<'_> {
         }
         // What a manifest says of lengths is anybody's.
         let all = todo.iter().fold(0u64, |all, (_, size)| all.saturating_add(*size));
+        // Compressed, they are at most as long as what comes out of them.
+        Allowance::new(self.max_size).take(all)?;
+        // They lie beside the image that is made of them.
+        room(&self.work.path("image"), all.saturating_mul(2))?;
         self.progress.all.store(all, std::sync::atomic::Ordering::Relaxed);
         self.progress.read.store(0, std::sync::atomic::Ordering::Relaxed);
         let next = std::sync::atomic::AtomicUsize::new(0);

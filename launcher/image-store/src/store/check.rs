@@ -2,13 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use sha2::{Digest as _, Sha256};
 
 use super::{IMAGES, NAMES, Named, RECORD, ROOT_FILE, SOURCES, Store, record};
+use crate::bytes::hash_rest;
 use crate::error::{Error, Result};
 use crate::name::{Digest, Name};
 
@@ -42,13 +42,8 @@ pub struct Collected {
 pub fn digest_of(path: &Path) -> Result<Digest> {
     let mut file = File::open(path).map_err(|e| Error::reading(path, &e))?;
     let mut hash = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut buffer).map_err(|e| Error::reading(path, &e))? {
-            0 => return Ok(Digest::of_bytes(&hash.finalize())),
-            n => hash.update(&buffer[..n]),
-        }
-    }
+    hash_rest(&mut file, &mut hash).map_err(|e| Error::reading(path, &e))?;
+    Ok(Digest::of_bytes(&hash.finalize()))
 }
 
 impl Store {
@@ -126,7 +121,7 @@ impl Store {
     }
 
     /// What is wrong with an image.
-    fn wrong(&self, id: &Digest, path: &Path) -> Result<Option<String>> {
+    pub(super) fn wrong(&self, id: &Digest, path: &Path) -> Result<Option<String>> {
         let text = super::read_small(&path.join(RECORD))?;
         let is = record::id(&text);
         if is != *id {

@@ -232,7 +232,9 @@ impl Store {
     pub fn made_of(&self, key: &str) -> Option<Stored> {
         let text = read_small(&self.root.join(SOURCES).join(key)).ok()?;
         let named: Named = serde_json::from_slice(&text).ok()?;
-        self.image(&named.image).ok()
+        let stored = self.image(&named.image).ok()?;
+        // One that was cut short is made again.
+        fs::metadata(stored.file()).is_ok_and(|meta| meta.len() == stored.record.size).then_some(stored)
     }
 
     /// Remembers which image was made of a source.
@@ -258,8 +260,17 @@ impl Store {
         let to = self.root.join(IMAGES).join(id.hex());
         match fs::rename(&from, &to) {
             Ok(()) => sync(&self.root.join(IMAGES)).map_err(failed)?,
-            // The same bytes were there first.
+            // The same bytes were there first; if they are the same still.
             Err(e) if matches!(e.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::DirectoryNotEmpty) => {
+                let is_damaged = match self.wrong(&id, &to) {
+                    Ok(wrong) => wrong.is_some(),
+                    Err(e) => matches!(e.kind, Kind::Missing | Kind::Damaged),
+                };
+                if is_damaged {
+                    fs::rename(&to, work.path("damaged")).map_err(|e| Error::writing(&to, &e))?;
+                    fs::rename(&from, &to).map_err(|e| Error::writing(&to, &e))?;
+                    sync(&self.root.join(IMAGES)).map_err(failed)?;
+                }
             }
             Err(e) => return Err(Error::writing(&to, &e)),
         }
