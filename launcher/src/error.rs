@@ -165,7 +165,7 @@ impl fmt::Display for Error {
 }
 
 /// Names of an image's files stand in messages: what a terminal would obey is shown instead.
-fn harmless(text: &str) -> Cow<'_, str> {
+pub fn harmless(text: &str) -> Cow<'_, str> {
     let obeyed = |c: char| c.is_control() && c != '\n' && c != '\t';
     if !text.contains(obeyed) {
         return Cow::Borrowed(text);

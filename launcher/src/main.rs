@@ -41,7 +41,7 @@ use crate::cdi::registry::{self, Registry};
 use crate::cli::{Cdi, CheckArgs, Cli, Command, Run};
 use crate::config::Config;
 use crate::environ::Environ;
-use crate::error::{Code, EXIT_REFUSED, Error, Result};
+use crate::error::{Code, EXIT_REFUSED, Error, Result, harmless};
 use crate::job::{JobStep, once};
 use crate::lock::Lock;
 use crate::rank::Request;
@@ -169,7 +169,7 @@ fn show_check(args: CheckArgs, environ: Environ, job: Option<JobStep>, json: boo
     };
     let verbose = args.run.options.verbose;
     let report = request(args.run, environ, job)?.check();
-    print(&if json { to_json(&report)? } else { report.text(verbose) })?;
+    print(&if json { to_json(&report)? } else { harmless(&report.text(verbose)).into_owned() })?;
     Ok(if report.would_run() { 0 } else { EXIT_REFUSED })
 }
 

@@ -2,13 +2,14 @@
 
 use std::fmt::Write;
 
+use crate::error::harmless;
 use crate::plan::{MpiVerdict, Plan, Relay, Step};
 
 /// The plan as text, each line with the program's name in front.
 pub fn text(plan: &Plan) -> String {
     let mut out = String::new();
     let mut line = |text: String| {
-        let _ = writeln!(out, "hpc-launch: {text}");
+        let _ = writeln!(out, "hpc-launch: {}", harmless(&text));
     };
     let kind = match plan.image.kind {
         crate::image::Kind::Directory => "directory",

@@ -827,6 +827,20 @@ fn an_environment_that_doubles_itself() {
 }
 
 /// The loader of the program would wait for ever; we, who only look, must not.
+/// What an image says is shown, and a terminal obeys none of it.
+#[test]
+fn terminals_obey_nothing_of_an_image() {
+    let image = Throwaway::new();
+    image.directory("ch").file("ch/environment", "\u{1b}[2Jgone\n");
+    for who in everyone() {
+        let plan = Run::launch(*who, ["plan", text(&image.root()), "true"]).run().good();
+        assert!(plan.out().contains("/ch/environment: not understood: \\u{1b}[2Jgone"), "{plan}");
+        assert!(!plan.out().contains('\u{1b}'), "{plan}");
+        let missing = Run::launch(*who, [text(&image.root()), "/bin/\u{1b}[2Jx"]).run();
+        assert!(!missing.err().contains('\u{1b}') && missing.err().contains("\\u{1b}[2Jx"), "{missing}");
+    }
+}
+
 #[test]
 fn nothing_of_an_image_is_opened_that_could_keep_us_waiting() {
     let image = Throwaway::new();

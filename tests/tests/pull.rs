@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use hpc_launch_tests::host::{Who, everyone, is_root};
+use hpc_launch_tests::host::{Who, everyone};
 use hpc_launch_tests::image::{Throwaway, directory};
 use hpc_launch_tests::layout::{self, oci, only_image, owned, text};
 use hpc_launch_tests::registry::{Listener, Registry, certificates, free_port};

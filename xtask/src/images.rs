@@ -120,28 +120,29 @@ impl Workshop<'_> {
         let recipe = image.recipe;
         self.builder.ensure("images", &image.cached, |path| {
             let base = self.root(recipe.name, &recipe.packages())?;
-            if recipe.content == Content::Apptainer {
-                run::output(Command::new("cp").args(["-a", "--reflink=auto"]).arg(base).arg(path))?;
-                run::output(Command::new("chmod").args(["-R", "a+rX"]).arg(path))?;
-                eprintln!("    made {}", recipe.name);
-                return Ok(());
-            }
-            let programs = self.programs(recipe.content.mpi())?;
             run::output(Command::new("cp").args(["-a", "--reflink=auto"]).arg(base).arg(path))?;
-            let to = path.join("opt/examples");
-            run::output(Command::new("cp").args(["-rT"]).arg(programs).arg(to))?;
-            if let Some(Mpi::Tree(tree)) = recipe.content.mpi() {
-                self.tree(tree, path)?;
-            }
-            if matches!(recipe.content, Content::Python(_)) {
-                self.virtual_environment(&path.join("opt/venv"))?;
-                let tests = self.mpi4py_tests()?;
-                run::output(Command::new("cp").arg("-r").arg(tests).arg(path.join("opt/mpi4py-test")))?;
+            if recipe.content != Content::Apptainer {
+                self.add_programs(recipe.content, path)?;
             }
             run::output(Command::new("chmod").args(["-R", "a+rX"]).arg(path))?;
             eprintln!("    made {}", recipe.name);
             Ok(())
         })
+    }
+
+    /// The examples, and what they or Python's need.
+    fn add_programs(&self, content: Content, path: &Path) -> Result<()> {
+        let (programs, to) = (self.programs(content.mpi())?, path.join("opt/examples"));
+        run::output(Command::new("cp").args(["-rT"]).arg(programs).arg(to))?;
+        if let Some(Mpi::Tree(tree)) = content.mpi() {
+            self.tree(tree, path)?;
+        }
+        if matches!(content, Content::Python(_)) {
+            self.virtual_environment(&path.join("opt/venv"))?;
+            let tests = self.mpi4py_tests()?;
+            run::output(Command::new("cp").arg("-r").arg(tests).arg(path.join("opt/mpi4py-test")))?;
+        }
+        Ok(())
     }
 
     /// As `python3 -m venv` and pip lay it out (PEP 405), without running the image's Python.

@@ -24,7 +24,7 @@ use crate::cdi::{Devices, Told};
 use crate::check::{self, Judged, Links, Report};
 use crate::config::Config;
 use crate::environ::Environ;
-use crate::error::{Code, Error, Result, in_image};
+use crate::error::{Code, Error, Result, harmless, in_image};
 use crate::gpu;
 use crate::host::gpu::Gpu;
 use crate::host::mpi::Surroundings;
@@ -541,7 +541,7 @@ impl Request {
         }
         let is_said = |n: &&String| n.contains(": starting in ") || n.starts_with(WARNING);
         for note in plan.notes.iter().filter(is_said) {
-            eprintln!("hpc-launch: {note}");
+            eprintln!("hpc-launch: {}", harmless(note));
         }
         match &plan.mpi {
             MpiVerdict::Forced { why, .. } => eprintln!("hpc-launch: --mpi=image overrides: {why}"),
