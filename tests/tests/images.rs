@@ -73,6 +73,11 @@ fn every_format_runs_the_ring() {
                 .run()
                 .good();
             assert_eq!(again.err(), "", "{format}: {again}");
+            if *format == "SIF of Apptainer" {
+                // Its scripts set PATH if a user of Apptainer's has said what to.
+                let path = Run::launch(*who, [image, "sh", "-c", "echo $PATH"]).run().good();
+                assert!(path.out().contains("/usr/bin"), "{path}");
+            }
         }
         formats.pop();
         Run::launch(*who, ["image", "verify", "--store", text(&store)]).run().good();

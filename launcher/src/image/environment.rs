@@ -2,7 +2,8 @@
 //!
 //! Read, in this order, later ones winning: what a store says of its image (OCI configuration), `config.json` beside a
 //! root file system (an OCI runtime bundle or an OCI image configuration), `/ch/environment` (Charliecloud),
-//! `/.singularity.d/env/*.sh` (Singularity, Apptainer: shell, of which assignments are understood; what is not is said).
+//! `/.singularity.d/env/*.sh` (Singularity, Apptainer: shell, of which assignments and conditions on variables are
+//! understood; what is not is said).
 
 use std::path::{Path, PathBuf};
 
@@ -22,6 +23,8 @@ const MAX_FILE: u64 = 1 << 20;
 const MAX_SCRIPTS: usize = 256;
 /// execve(2) takes no longer string (MAX_ARG_STRLEN).
 const MAX_VALUE: usize = 128 << 10;
+/// Of blocks in blocks.
+const MAX_BLOCKS: usize = 64;
 /// No image has as many variables.
 const MAX_VARIABLES: usize = 4096;
 
@@ -36,6 +39,16 @@ pub struct ImageEnvironment {
     pub entry: Vec<String>,
     /// Lines that were not understood, with their file.
     pub notes: Vec<String>,
+}
+
+/// A block of a script.
+struct Block {
+    /// The word that ends it.
+    end: &'static str,
+    /// What it holds counts.
+    is_live: bool,
+    /// None of its branches has been taken yet, and one may be.
+    may_follow: bool,
 }
 
 impl ImageEnvironment {
@@ -132,23 +145,105 @@ impl ImageEnvironment {
         }
     }
 
-    /// `export NAME=VALUE`, `NAME=VALUE` and `export NAME`, with quotes, `$NAME`, `${NAME}` and
-    /// `${NAME:-default}`.
+    /// `export NAME=VALUE`, `NAME=VALUE`, `export NAME` and `unset NAME`, with quotes, `$NAME`, `${NAME}` and
+    /// `${NAME:-default}`; of `if`, `elif` and `else` the branch that is taken, where words are compared or asked whether
+    /// they are empty. What lies in loops, functions and other conditions is passed over.
     fn shell(&mut self, path: &Path, text: &str) {
+        let mut blocks: Vec<Block> = Vec::new();
+        let text = text.replace("\\\n", " ");
         for line in text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#')) {
-            let rest = line.strip_prefix("export ").unwrap_or(line).trim();
-            if is_name(rest) {
-                continue;
+            let word = line.split(|c: char| c.is_whitespace() || c == ';').next().unwrap_or_default();
+            let is_live = blocks.last().is_none_or(|b| b.is_live);
+            let ends_with = |end: &str| line.trim_end_matches([';', ' ']).ends_with(end);
+            let is_understood = match word {
+                "then" | "do" => true,
+                "if" if ends_with(" fi") => !is_live,
+                "if" => {
+                    let holds = if is_live { self.holds(&line[2..]) } else { Some(false) };
+                    let may_follow = is_live && holds == Some(false);
+                    blocks.push(Block { end: "fi", is_live: holds == Some(true), may_follow });
+                    holds.is_some()
+                }
+                "elif" | "else" if blocks.last().is_some_and(|b| b.end == "fi") => {
+                    let asked = blocks.pop().is_some_and(|b| b.may_follow);
+                    let holds = match (asked, word) {
+                        (false, _) => Some(false),
+                        (true, "else") => Some(true),
+                        (true, _) => self.holds(&line[4..]),
+                    };
+                    let may_follow = asked && holds == Some(false);
+                    blocks.push(Block { end: "fi", is_live: holds == Some(true), may_follow });
+                    holds.is_some()
+                }
+                end if blocks.last().is_some_and(|b| b.end == end) => blocks.pop().is_some(),
+                _ => {
+                    let end = match word {
+                        "for" | "while" | "until" => Some("done"),
+                        "case" => Some("esac"),
+                        _ if ends_with("{") || word.ends_with("()") => Some("}"),
+                        _ => None,
+                    };
+                    match end {
+                        Some(end) if !ends_with(end) => {
+                            blocks.push(Block { end, is_live: false, may_follow: false });
+                            !is_live
+                        }
+                        Some(_) => !is_live,
+                        None => !is_live || self.assignment(line),
+                    }
+                }
+            };
+            if !is_understood {
+                self.notes.push(format!("{}: not understood: {line}", path.display()));
             }
-            let parsed = rest
-                .split_once('=')
-                .filter(|(name, _)| is_name(name))
-                .and_then(|(name, word)| Some((name, self.word(word, 0)?)));
-            match parsed {
-                Some((name, value)) => self.set(name, value),
-                None => self.notes.push(format!("{}: not understood: {line}", path.display())),
+            if blocks.len() > MAX_BLOCKS {
+                self.notes.push(format!("{}: blocks in more than {MAX_BLOCKS} blocks", path.display()));
+                return;
             }
         }
+    }
+
+    /// Takes a line that is no block's; whether it was understood.
+    fn assignment(&mut self, line: &str) -> bool {
+        let names = |rest: &str| rest.trim_end_matches(';').split_whitespace().all(is_name);
+        if let Some(rest) = line.strip_prefix("unset ") {
+            if names(rest) {
+                let gone: Vec<&str> = rest.trim_end_matches(';').split_whitespace().collect();
+                self.env.retain(|(name, _)| !gone.contains(&name.as_str()));
+            }
+            return names(rest);
+        }
+        let rest = line.strip_prefix("export ").unwrap_or(line).trim();
+        if names(rest) && (rest != line || is_name(rest)) {
+            return true;
+        }
+        let parsed = rest
+            .split_once('=')
+            .filter(|(name, _)| is_name(name))
+            .and_then(|(name, word)| Some((name, self.word(word, 0)?)));
+        parsed.map(|(name, value)| self.set(name, value)).is_some()
+    }
+
+    /// Whether the condition of an `if` holds; `None` if it asks for anything else than words.
+    fn holds(&self, condition: &str) -> Option<bool> {
+        let condition = condition.trim();
+        let condition = condition.strip_suffix("then").unwrap_or(condition).trim_end();
+        let condition = condition.strip_suffix(';').unwrap_or(condition).trim();
+        let within = |begin: &str, end: &str| condition.strip_prefix(begin)?.strip_suffix(end);
+        let asked = within("[ ", " ]").or(within("[[ ", " ]]")).or(condition.strip_prefix("test "))?.trim();
+        if let Some(word) = asked.strip_prefix("-n ") {
+            return Some(!self.word(word.trim(), 0)?.is_empty());
+        }
+        if let Some(word) = asked.strip_prefix("-z ") {
+            return Some(self.word(word.trim(), 0)?.is_empty());
+        }
+        let (a, b, is_equal) = match asked.split_once(" != ") {
+            Some((a, b)) => (a, b, false),
+            None => {
+                asked.split_once(" = ").or_else(|| asked.split_once(" == ")).map(|(a, b)| (a, b, true))?
+            }
+        };
+        Some((self.word(a.trim(), 0)? == self.word(b.trim(), 0)?) == is_equal)
     }
 
     /// One shell word, expanded; `None` when it holds anything else than quotes and variables.
@@ -253,6 +348,36 @@ mod tests {
     }
 
     #[test]
+    fn of_conditions_the_branch_that_is_taken() {
+        let e = shell(concat!(
+            "if [ -n \"${SET_BY_NOBODY:-}\" ]; then\n\tPATH=\"${SET_BY_NOBODY}\"\nfi\n",
+            "if test -z \"$A\"; then\n  A=1\n  if [ \"$A\" = 2 ]; then\n B=no\n",
+            " elif [ $A = 1 ]\n then\n B=yes\n else\n B=no\n fi\nelse\n A=no\nfi\n",
+            "C=1\nunset C \\\n  D\nexport A B\n",
+            "if [ -f /etc/profile ]; then\n A=no\n if [ -z \"\" ]; then\n A=no\n fi\nelse\n A=no\nfi\n",
+            "for x in a b; do\n A=no\ndone\ncase $A in\n 1) A=no;;\nesac\nf() {\n A=no\n}\n",
+            "if [ -z \"$Z\" ]; then A=no; fi\nZ=end\n",
+        ));
+        let get = |n| e.get(n).to_owned();
+        assert_eq!(
+            (get("PATH"), get("A"), get("B"), get("C"), get("Z")),
+            ("/bin".into(), "1".into(), "yes".into(), String::new(), "end".into())
+        );
+        let said: Vec<&str> = e.notes.iter().map(|n| n.rsplit(": ").next().unwrap()).collect();
+        assert_eq!(
+            said,
+            [
+                "if [ -f /etc/profile ]; then",
+                "for x in a b; do",
+                "case $A in",
+                "f() {",
+                "if [ -z \"$Z\" ]; then A=no; fi"
+            ]
+        );
+        assert!(shell(&"if [ -z x ]\n".repeat(1000)).notes[0].contains("blocks in more than 64"));
+    }
+
+    #[test]
     fn values_and_variables_are_bounded() {
         let e = shell(&format!("A=xxxxxxxx\n{}", "A=$A$A\n".repeat(48)));
         assert!(e.get("A").len() <= MAX_VALUE);
@@ -270,7 +395,7 @@ mod tests {
 
     #[test]
     fn what_is_not_understood_is_said_and_never_run() {
-        let e = shell("export X=$(id)\nif true; then\nY=`id`\nZ=\"open\n9=1\n");
+        let e = shell("export X=$(id)\nY=`id`\nZ=\"open\n9=1\nif true; then\nA=1\n");
         assert_eq!(e.env.len(), 1, "{:?}", e.env);
         assert_eq!(e.notes.len(), 5);
         assert_eq!(e.notes[0], "/env.sh: not understood: export X=$(id)");
