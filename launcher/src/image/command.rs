@@ -12,7 +12,7 @@ use image_store::store::{ImageRecord, Named, Origin, Store, Stored};
 use image_store::{Digest, Name, error::size};
 use serde::Serialize;
 
-use super::{options, own_store, progress, signature, stores};
+use super::{nearest, options, own_store, progress, signature, stores, tried};
 use crate::cli::Options;
 use crate::config::{Config, Size};
 use crate::environ::Environ;
@@ -323,16 +323,13 @@ fn find(text: &str, config: &Config) -> Result<(Store, Stored)> {
 }
 
 fn missing(name: &Name, all: &[Store]) -> Error {
-    let near: Vec<String> = all.iter().flat_map(|s| s.near(name)).map(|n| n.to_string()).collect();
-    let tried: Vec<String> = all.iter().map(|s| s.root.display().to_string()).collect();
-    let what = match &tried[..] {
-        [] => format!("there is no image {name}: there is no store yet"),
-        tried => format!("there is no image {name} in {}", tried.join(", ")),
+    let what = match &tried(all)[..] {
+        "" => format!("there is no image {name}: there is no store yet"),
+        tried => format!("there is no image {name} in {tried}"),
     };
-    let cure = match &near[..] {
-        [] => "`hpc-launch image list` lists all; `hpc-launch image import` makes one".to_owned(),
-        near => format!("did you mean {}? (`hpc-launch image list` lists all)", near.join(" or ")),
-    };
+    let cure = nearest(name, all).unwrap_or_else(|| {
+        "`hpc-launch image list` lists all; `hpc-launch image import` makes one".to_owned()
+    });
     Error::new(Code::ImageMissing, what, cure)
 }
 

@@ -192,16 +192,11 @@ impl Image {
                 return Image::of_store(given, stored, config);
             }
         }
-        let near: Vec<String> = all.iter().flat_map(|s| s.near(name)).map(|n| n.to_string()).collect();
-        let tried: Vec<String> = all.iter().map(|s| s.root.display().to_string()).collect();
-        let stores = match &tried[..] {
-            [] => "there is no store of images yet".to_owned(),
-            tried => format!("no store has {name}: {}", tried.join(", ")),
+        let stores = match &tried(&all)[..] {
+            "" => "there is no store of images yet".to_owned(),
+            tried => format!("no store has {name}: {tried}"),
         };
-        let cure = match &near[..] {
-            [] => no_path.cure,
-            near => format!("did you mean {}? (`hpc-launch image list` lists all)", near.join(" or ")),
-        };
+        let cure = nearest(name, &all).unwrap_or(no_path.cure);
         Err(Error::new(Code::ImageMissing, format!("{}; {stores}", no_path.what), cure))
     }
 
@@ -281,6 +276,19 @@ impl Image {
         )?;
         Image::of_store(given, imported.stored, config)
     }
+}
+
+/// Which stores have been looked through.
+fn tried(all: &[Store]) -> String {
+    let tried: Vec<String> = all.iter().map(|s| s.root.display().to_string()).collect();
+    tried.join(", ")
+}
+
+/// What to do where no store has a name, if there is one like it.
+fn nearest(name: &Name, all: &[Store]) -> Option<String> {
+    let near: Vec<String> = all.iter().flat_map(|s| s.near(name)).map(|n| n.to_string()).collect();
+    (!near.is_empty())
+        .then(|| format!("did you mean {}? (`hpc-launch image list` lists all)", near.join(" or ")))
 }
 
 /// The stores that are there.
