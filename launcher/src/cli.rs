@@ -310,6 +310,10 @@ pub struct Options {
     /// Let ranks write to the root; what they write vanishes with the node's last rank
     #[arg(long)]
     pub writable_tmpfs: bool,
+    /// Lay a directory, or a SquashFS or ext2/3/4 file, over the image: read-only with :ro, else it keeps what is written,
+    /// for the ranks of a node (node:DIR) or for each (rank:DIR); may be repeated, the last is the topmost
+    #[arg(long, value_name = "[node:|rank:]PATH[:ro]")]
+    pub overlay: Vec<OsString>,
     /// Which MPI to use
     #[arg(long, value_enum, value_name = "MODE")]
     pub mpi: Option<MpiMode>,

@@ -91,6 +91,8 @@ pub struct Config {
     pub home: Sourced<bool>,
     /// Root with writes that vanish.
     pub writable_tmpfs: Sourced<bool>,
+    /// What is laid over the image, `[node:|rank:]PATH[:ro]`, each with its origin; the last is the topmost.
+    pub overlays: Vec<Sourced<String>>,
     /// Which MPI.
     pub mpi: Sourced<MpiMode>,
     /// Whose fabric libraries beneath the image's own MPI.
@@ -115,6 +117,8 @@ pub struct Config {
     pub workdir: Sourced<Option<PathBuf>>,
     /// The program that mounts SquashFS for users.
     pub squashfuse: Sourced<Option<PathBuf>>,
+    /// The program that mounts ext2, ext3 and ext4 for users.
+    pub fuse2fs: Sourced<Option<PathBuf>>,
     /// Stores of images: looked into in order, the last is written to.
     pub store: Vec<Sourced<PathBuf>>,
     /// Where images' files are read from.
@@ -151,6 +155,7 @@ struct FileLayer {
     clean_env: Option<bool>,
     home: Option<bool>,
     writable_tmpfs: Option<bool>,
+    overlays: Option<Vec<String>>,
     mpi: Option<MpiMode>,
     fabric: Option<FabricMode>,
     gpu: Option<Gpus>,
@@ -163,6 +168,7 @@ struct FileLayer {
     decisions: Option<PathBuf>,
     workdir: Option<PathBuf>,
     squashfuse: Option<PathBuf>,
+    fuse2fs: Option<PathBuf>,
     store: Option<Vec<PathBuf>>,
     image_cache: Option<CacheMode>,
     node_cache: Option<PathBuf>,
@@ -185,6 +191,7 @@ const KEYS: &[&str] = &[
     "clean_env",
     "home",
     "writable_tmpfs",
+    "overlays",
     "mpi",
     "fabric",
     "gpu",
@@ -197,6 +204,7 @@ const KEYS: &[&str] = &[
     "decisions",
     "workdir",
     "squashfuse",
+    "fuse2fs",
     "store",
     "image_cache",
     "node_cache",
@@ -273,6 +281,7 @@ impl Config {
             clean_env: Sourced::built_in(false),
             home: Sourced::built_in(true),
             writable_tmpfs: Sourced::built_in(false),
+            overlays: Vec::new(),
             mpi: Sourced::built_in(MpiMode::Auto),
             fabric: Sourced::built_in(FabricMode::Auto),
             gpu: Sourced::built_in(Gpus::Auto),
@@ -285,6 +294,7 @@ impl Config {
             host_mpis: Vec::new(),
             workdir: Sourced::built_in(None),
             squashfuse: Sourced::built_in(None),
+            fuse2fs: Sourced::built_in(None),
             store: Vec::new(),
             image_cache: Sourced::built_in(CacheMode::None),
             node_cache: Sourced::built_in(None),
@@ -407,6 +417,10 @@ impl Config {
             self.check_lock("binds", false, &origin, is_site)?;
             self.binds.push(Sourced { value: bind, origin: origin("binds") });
         }
+        for overlay in layer.overlays.unwrap_or_default() {
+            self.check_lock("overlays", false, &origin, is_site)?;
+            self.overlays.push(Sourced { value: overlay, origin: origin("overlays") });
+        }
         for device in layer.devices.unwrap_or_default() {
             self.check_lock("devices", false, &origin, is_site)?;
             self.devices.push(Sourced { value: device, origin: origin("devices") });
@@ -482,6 +496,7 @@ impl Config {
             decisions Some;
             workdir Some;
             squashfuse Some;
+            fuse2fs Some;
             image_cache |v| v;
             node_cache Some;
             max_size |v| v.0;
@@ -565,6 +580,7 @@ fn flag(key: &str) -> &'static str {
         "clean_env" => "--clean-env",
         "home" => "--no-home",
         "writable_tmpfs" => "--writable-tmpfs",
+        "overlays" => "--overlay",
         "mpi" => "--mpi",
         "fabric" => "--fabric",
         "gpu" => "--gpu",
@@ -582,7 +598,7 @@ fn flag(key: &str) -> &'static str {
     }
 }
 
-/// HPC_LAUNCH_BINDS, _DEVICES, _CDI_DIRECTORIES, _STORE, _PLAIN_REGISTRIES, _KEYRING and _UNSET_ENV are lists separated
+/// HPC_LAUNCH_BINDS, _OVERLAYS, _DEVICES, _CDI_DIRECTORIES, _STORE, _PLAIN_REGISTRIES, _KEYRING and _UNSET_ENV are lists separated
 /// by commas; there is no variable for `env`: a variable that should be set inside can be set outside.
 fn variables(environ: &Environ) -> Result<FileLayer> {
     let list = |key| {
@@ -610,6 +626,7 @@ fn variables(environ: &Environ) -> Result<FileLayer> {
         .map(|t| t.parse().map_err(|_| wrong("lock_timeout", format!("{t:?} is no number of seconds"))));
     Ok(FileLayer {
         binds: list("binds"),
+        overlays: list("overlays"),
         devices: list("devices"),
         cdi_directories: list("cdi_directories").map(|all| all.into_iter().map(PathBuf::from).collect()),
         unset_env: list("unset_env"),
@@ -628,6 +645,7 @@ fn variables(environ: &Environ) -> Result<FileLayer> {
         decisions: path("decisions"),
         workdir: path("workdir"),
         squashfuse: path("squashfuse"),
+        fuse2fs: path("fuse2fs"),
         store: list("store").map(|all| all.into_iter().map(PathBuf::from).collect()),
         plain_registries: list("plain_registries"),
         require_signature: boolean("require_signature")?,
@@ -682,6 +700,7 @@ fn flags(options: &Options) -> Result<FileLayer> {
         clean_env: options.clean_env.then_some(true),
         home: options.no_home.then_some(false),
         writable_tmpfs: options.writable_tmpfs.then_some(true),
+        overlays: Some(options.overlay.iter().map(|o| utf8("--overlay", o)).collect::<Result<_>>()?),
         mpi: options.mpi,
         fabric: options.fabric,
         gpu: options.gpu.clone(),
@@ -694,6 +713,7 @@ fn flags(options: &Options) -> Result<FileLayer> {
         decisions: None,
         workdir: options.workdir.clone(),
         squashfuse: None,
+        fuse2fs: None,
         store: options.store.clone().map(|store| vec![store]),
         image_cache: options.cache,
         node_cache: None,

@@ -80,6 +80,10 @@ catalogue! {
     SquashfuseMissing "squashfuse-missing" EXIT_REFUSED "Only squashfuse can mount the image here, and it is not installed.";
     FuseClosed "fuse-closed" EXIT_REFUSED "Only FUSE can mount the image here, and /dev/fuse may not be opened.";
     SquashfsMount "squashfs-mount" EXIT_REFUSED "Mounting the SquashFS image failed.";
+    OverlayUnusable "overlay-unusable" EXIT_REFUSED "Something that was to be laid over the image cannot be, or cannot take writes.";
+    OverlayBusy "overlay-busy" EXIT_REFUSED "Another sandbox of this node writes to the same overlay.";
+    Fuse2fsMissing "fuse2fs-missing" EXIT_REFUSED "Only fuse2fs can mount an ext2, ext3 or ext4 overlay here, and it is not installed.";
+    ExtMount "ext-mount" EXIT_REFUSED "Mounting the ext2, ext3 or ext4 file of an overlay failed.";
     UserNamespace "user-namespace" EXIT_REFUSED "This user may not make a user namespace here.";
     Mount "mount" EXIT_REFUSED "A mount, or another step of building the sandbox, failed.";
     BindSource "bind-source" EXIT_REFUSED "The host's side of a bind does not exist or may not be opened.";

@@ -18,6 +18,7 @@ mod inject;
 mod job;
 mod lock;
 mod nic;
+mod overlay;
 mod plan;
 mod pmi;
 mod program;
@@ -240,6 +241,9 @@ fn show_config(config: &Config, json: bool) -> Result<()> {
     for bind in &config.binds {
         line("binds", bind.value.clone(), &bind.origin);
     }
+    for overlay in &config.overlays {
+        line("overlays", overlay.value.clone(), &overlay.origin);
+    }
     for device in &config.devices {
         line("devices", device.value.clone(), &device.origin);
     }
@@ -269,6 +273,7 @@ fn show_config(config: &Config, json: bool) -> Result<()> {
     }
     line("workdir", path(&config.workdir.value), &config.workdir.origin);
     line("squashfuse", path(&config.squashfuse.value), &config.squashfuse.origin);
+    line("fuse2fs", path(&config.fuse2fs.value), &config.fuse2fs.origin);
     for store in &config.store {
         line("store", store.value.display().to_string(), &store.origin);
     }

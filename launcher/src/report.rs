@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use crate::error::harmless;
+use crate::overlay::{By, Layer, Upper, Whose};
 use crate::plan::{MpiVerdict, Plan, Relay, Step};
 
 /// The plan as text, each line with the program's name in front.
@@ -81,6 +82,27 @@ fn number(n: Option<u32>) -> String {
     n.map_or_else(|| "?".to_owned(), |n| n.to_string())
 }
 
+fn overlay_text(layers: &[Layer], upper: Option<&Upper>) -> String {
+    let by = |by: &By| match by {
+        By::Directory => String::new(),
+        By::KernelSquashfs => " (SquashFS, mounted by the kernel)".to_owned(),
+        By::KernelExt => " (ext2/3/4, mounted by the kernel)".to_owned(),
+        By::Squashfuse(p) => format!(" (SquashFS, mounted by {})", p.display()),
+        By::Fuse2fs(p) => format!(" (ext2/3/4, mounted by {})", p.display()),
+    };
+    let layer = |l: &Layer| format!("{}{}, read-only", l.path.display(), by(&l.by));
+    let upper = upper.map(|u| {
+        let whose = match u.whose {
+            Whose::Node => "the node's ranks",
+            Whose::Rank => "this rank",
+            Whose::Alone => "this process",
+        };
+        format!("{}{}, which keeps what {whose} write", u.path.display(), by(&u.by))
+    });
+    let all: Vec<String> = layers.iter().map(layer).chain(upper).collect();
+    format!("over it {}", all.join("; over that "))
+}
+
 fn step_text(step: &Step) -> String {
     match step {
         Step::UserNamespace { uid, gid } => {
@@ -97,12 +119,14 @@ fn step_text(step: &Step) -> String {
             let mode = if *writable { "writable in memory" } else { "read-only" };
             format!("root {}{from}{how}, {mode}", image.display())
         }
+        Step::Overlay { layers, upper } => overlay_text(layers, upper.as_ref()),
         Step::Relay { at, by, make, .. } => {
             let made: Vec<_> = make.iter().map(|m| m.at.display().to_string()).collect();
             let by = match by {
                 Relay::Tmpfs => "laid out anew in memory",
                 Relay::Overlay => "overlaid in memory",
                 Relay::Writable => "written to in memory",
+                Relay::Beneath => "gets more in memory, beneath what is written",
             };
             format!("{} {by}, for {}", at.display(), made.join(", "))
         }

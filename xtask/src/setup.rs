@@ -49,6 +49,8 @@ const TEST: &[&str] = &[
     // SquashFS images
     "squashfs-tools",
     "squashfuse",
+    // file systems of overlays
+    "e2fsprogs",
     // whom we are compared with
     "charliecloud",
     "bubblewrap",

@@ -287,7 +287,8 @@ impl<'a> Planner<'a> {
     }
 
     /// The steps.
-    pub fn finish(mut self, writable: bool, overlays: fn() -> bool) -> Result<Layout> {
+    /// `writable`: how directories of a root that takes writes get their entries.
+    pub fn finish(mut self, writable: Option<Relay>, overlays: fn() -> bool) -> Result<Layout> {
         self.refuse_hidden()?;
         let mut steps = Vec::new();
         let relaid: Vec<PathBuf> = self
@@ -300,7 +301,7 @@ impl<'a> Planner<'a> {
             .collect();
         for bind in &mut self.binds {
             if let Step::Bind { at, point, .. } = bind
-                && (writable || relaid.iter().any(|r| at.starts_with(r)))
+                && (writable.is_some() || relaid.iter().any(|r| at.starts_with(r)))
             {
                 *point = None;
             }
@@ -309,8 +310,8 @@ impl<'a> Planner<'a> {
         for (maker, make) in std::mem::take(&mut self.makes) {
             let Maker::Relay(at) = maker else { continue };
             let (by, entries, directory) = match writable {
-                true => (Relay::Writable, Vec::new(), None),
-                false => self.relay(&at, overlays)?,
+                Some(by) => (by, Vec::new(), None),
+                None => self.relay(&at, overlays)?,
             };
             steps.push(Step::Relay { at, by, make, entries, directory });
         }
@@ -392,7 +393,7 @@ mod tests {
             let image = Image::open(self.dir.path()).unwrap();
             let sources = Sources::find(&config, &facts, &[])?;
             let mut view = View::open(self.dir.path()).unwrap();
-            Planner::new(&mut view, &image, &sources)?.finish(false, || true)
+            Planner::new(&mut view, &image, &sources)?.finish(None, || true)
         }
     }
 

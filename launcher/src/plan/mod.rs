@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::image::Image;
 use crate::job::{JobStep, Mark};
+use crate::overlay::{Layer, Upper};
 use crate::sandbox::squashfs::How;
 
 /// One verb of the sandbox. Paths named `at` are inside the container, without links.
@@ -45,6 +46,14 @@ pub enum Step {
         squashfs: Option<How>,
         /// An overlay takes writes, in memory.
         writable: bool,
+    },
+    /// Directories and files lie over the image.
+    Overlay {
+        /// From the lowest to the topmost.
+        layers: Vec<Layer>,
+        /// What takes the writes, and keeps them.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        upper: Option<Upper>,
     },
     /// A directory of the image is laid out anew, since mount points are missing in it.
     Relay {
@@ -129,6 +138,8 @@ pub enum Relay {
     Overlay,
     /// None needed: the root is writable, in memory.
     Writable,
+    /// None needed: the root is writable, and these lie in memory beneath all of its layers.
+    Beneath,
 }
 
 /// A mount point to make.

@@ -72,7 +72,8 @@ impl Request {
             && self.config.mpi.value != MpiMode::Host
             && self.config.fabric.value != FabricMode::Host
             && asked.entered.around.fabric.is_empty();
-        let is_kept = detail == Detail::Quick && !is_short;
+        // Nor is one kept on what changes its device with each mount, as overlays do.
+        let is_kept = detail == Detail::Quick && !is_short && self.config.overlays.is_empty();
         let directory = self.config.decisions_directory(uid).filter(|_| is_kept);
         let Some(cache) = directory.and_then(|path| Cache::open(&path, uid)) else {
             return inject::decide(&case(asked.planner.view(), &asked.host), program, detail);

@@ -9,6 +9,7 @@ use std::cell::OnceCell;
 use std::ffi::OsString;
 use std::hash::Hash;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -36,15 +37,17 @@ use crate::job::meeting::{Lock, Meeting, meet};
 use crate::job::siblings::{self, Found};
 use crate::job::{JobStep, Mark, digest};
 use crate::lock;
+use crate::overlay::{self, Overlays};
 use crate::plan::environment::Injected;
 use crate::plan::make::Planner;
 use crate::plan::sources::{self, Facts, Sources};
-use crate::plan::{MpiVerdict, Plan, Step, VERSION, environment};
+use crate::plan::{MpiVerdict, Plan, Relay, Step, VERSION, environment};
 use crate::program;
 use crate::sandbox::build::{Building, Furniture};
 use crate::sandbox::calls::user_overlays;
 use crate::sandbox::namespace;
 use crate::sandbox::notes::{self, Builders};
+use crate::sandbox::overlay as layers;
 use crate::sandbox::squashfs::{self, How};
 use crate::verdict;
 
@@ -181,12 +184,14 @@ impl Request {
         // Programs of one job may need different libraries: each gets what was proved for it.
         let mpi = (config.mpi.value, config.pmi.value, &config.host_mpi.value, &config.mpi_library.value);
         let libraries = (mpi, config.fabric.value, &config.gpu.value);
+        let overlays: Vec<&String> = config.overlays.iter().map(|overlay| &overlay.value).collect();
         let stores: Vec<&PathBuf> = config.store.iter().map(|store| &store.value).collect();
         let signed = signature::asked(config, &self.environ);
         let what = (
             (&self.image, stores, &myself.cwd, shown, self.telling_words(), libraries),
             (config.home.value, self.environ.get_os("HOME"), directories, config.writable_tmpfs.value),
             signed,
+            (overlays, overlay::rank_that_distinguishes(config, self.job.as_ref())),
         );
         self.job.as_ref().map(|job| Mark::new(myself.uid, job, &Hashed(what)))
     }
@@ -228,7 +233,8 @@ impl Request {
                         let late = siblings::some_have_ended(job);
                         let entered = Entered::new(&self.config, myself, None, Some(job.daemon))?;
                         let inside = self.build(&image, myself, entered, Some((mark, &lock)), late)?;
-                        if late {
+                        // Nobody else would come to a sandbox of this rank alone.
+                        if late && overlay::rank_that_distinguishes(&self.config, Some(job)).is_none() {
                             keeper::leave(job, mark);
                         }
                         return Ok(inside);
@@ -292,6 +298,13 @@ impl Request {
         }
         own.more = is_bridged.then_some(&furnish);
         building.carry_out(&plan.steps, sources, &own, !entered.in_user_namespace)?;
+        let keeps_writes = |step: &Step| matches!(step, Step::Overlay { upper: Some(_), .. });
+        if plan.steps.iter().any(keeps_writes)
+            && let Ok(meta) = std::fs::metadata(plan.workdir.join(&plan.program))
+        {
+            // It was judged in another mount, where its device and inode were others.
+            notes::judged(&program_digest((meta.dev(), meta.ino()), &environ));
+        }
         if let Some((mark, lock)) = meeting {
             lock.hand_over(&mark.text(), namespace::own)?;
         }
@@ -315,10 +328,17 @@ impl Request {
             }
             Kind::Squashfs => {
                 let program = squashfs::find_squashfuse(self.config.squashfuse.value.as_deref())?;
-                let server = squashfs::start_server(image, program.clone())?;
+                let server = squashfs::start_server(
+                    &image.path,
+                    image.offset,
+                    image.held.as_deref(),
+                    program.clone(),
+                )?;
                 (Some(How::Squashfuse(program)), Some(server))
             }
         };
+        let over = Overlays::find(&self.config, self.job.as_ref(), image, entered.in_user_namespace)?;
+        let servers = layers::serve(&over)?;
         namespace::new_mount_namespace(entered.in_user_namespace)?;
         let facts = Facts {
             uid: myself.uid,
@@ -327,17 +347,22 @@ impl Request {
             rank: self.job.as_ref().map(|job| &job.rank),
         };
         let mut sources = Sources::find(&self.config, &facts, &entered.devices.wants)?;
-        if image.kind == Kind::Squashfs {
+        let is_staged = image.kind == Kind::Squashfs || !over.is_empty();
+        if is_staged {
             // The stage covers it; the host's MPI may lie there.
             sources.tmp = open_path(Path::new("/tmp")).ok().map(Rc::new);
         }
-        if image.kind == Kind::Squashfs || sources.lie_in(image) {
+        if is_staged || sources.lie_in(image) {
             // Something will be mounted over the paths that lead to them.
             sources.hold()?;
         }
-        let building = Building::attach(image, how.as_ref(), server, myself.uid, myself.gid)?;
+        let held = layers::hold(&over, servers)?;
+        let mut building = Building::attach(image, how.as_ref(), server, myself.uid, myself.gid)?;
         image.is_still_what_was_signed()?;
-        Ok(Attached { how, sources, building })
+        if !over.is_empty() {
+            building.lay_over(&over, held, (myself.uid, myself.gid), !entered.in_user_namespace)?;
+        }
+        Ok(Attached { how, sources, building, over })
     }
 
     /// Attaches the image in this process's own namespaces, and plans the rest.
@@ -349,7 +374,7 @@ impl Request {
         mark: Option<&Mark>,
         detail: Detail,
     ) -> Result<Drafted> {
-        let Attached { how, mut sources, building } = self.attach(image, myself, entered)?;
+        let Attached { how, mut sources, building, over } = self.attach(image, myself, entered)?;
         let mut view = building.view()?;
         let environment = ImageEnvironment::read(Some(image), &image.given, &view)?;
         self.settle(&environment)?;
@@ -402,7 +427,12 @@ impl Request {
             changes.retain(|c| c.name != change.name);
             changes.push(change);
         }
-        let mut laid = planner.finish(writable, overlays(entered))?;
+        let takes_writes = match (writable, &over.upper) {
+            (true, _) => Some(Relay::Writable),
+            (false, Some(_)) => Some(Relay::Beneath),
+            (false, None) => None,
+        };
+        let mut laid = planner.finish(takes_writes, overlays(entered))?;
 
         let mut steps = Vec::new();
         if entered.in_user_namespace {
@@ -410,6 +440,9 @@ impl Request {
         }
         steps.push(Step::MountNamespace);
         steps.push(Step::Root { image: image.path.clone(), offset: image.offset, squashfs: how, writable });
+        if !over.is_empty() {
+            steps.push(Step::Overlay { layers: over.layers, upper: over.upper });
+        }
         steps.append(&mut laid.steps);
         if let (Some(wiring), Some(job)) = (&decision.wiring, &self.job) {
             changes.retain(|c| c.value.is_some() || !bridge::is_scrubbed(&c.name));
@@ -560,6 +593,7 @@ struct Attached {
     how: Option<How>,
     sources: Sources,
     building: Building,
+    over: Overlays,
 }
 
 /// Whether overlays can be mounted (root, or Linux 5.11).

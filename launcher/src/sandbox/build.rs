@@ -22,6 +22,7 @@ use nix::unistd::{chdir, chroot, symlinkat};
 use super::calls::{
     do_mount, make_at, make_file, mkdir, mount_point, none, path_of, remount, unescape, user_xattr,
 };
+use super::overlay::Laid;
 use super::squashfs::{self, How, Server};
 use crate::error::{Error, Result};
 use crate::image::{Image, Kind as ImageKind};
@@ -30,7 +31,7 @@ use crate::plan::sources::Sources;
 use crate::plan::{Make, Relay, Step};
 
 /// Covered, in the sandbox only, while it is built: what is assembled there becomes the root.
-const STAGE: &str = "/tmp";
+pub(super) const STAGE: &str = "/tmp";
 /// For skeletons, notes and what programs may keep in /run: Open MPI's session directory may hold shared memory of a
 /// hundred MiB (btl/smcuda), so it has the room that /dev/shm has.
 const TMPFS_OPTIONS: &str = "mode=0755,nr_inodes=16384";
@@ -89,6 +90,8 @@ pub struct Building {
     opened: RefCell<Option<View>>,
     /// /run, in memory, once it is there.
     run: Option<Rc<OwnedFd>>,
+    /// What lies over the image.
+    pub(super) laid: Laid,
 }
 
 impl Building {
@@ -110,7 +113,9 @@ impl Building {
                     MsFlags::MS_BIND | MsFlags::MS_REC,
                     None,
                 )?;
-                Building::at(image.path.clone()).based()
+                let mut building = Building::at(image.path.clone());
+                building.based()?;
+                Ok(building)
             }
             (ImageKind::Squashfs, Some(how)) => {
                 // The image file may lie below the stage: hold it.
@@ -129,16 +134,25 @@ impl Building {
                     _ => squashfs::mount_by_kernel(&path_of(&file.into()), image.offset, &root)?,
                 }
                 building.move_root(root);
-                building.based()
+                building.based()?;
+                Ok(building)
             }
         }
     }
 
     fn at(root: PathBuf) -> Building {
-        Building { root, staged: false, base: None, apart: false, opened: RefCell::new(None), run: None }
+        Building {
+            root,
+            staged: false,
+            base: None,
+            apart: false,
+            opened: RefCell::new(None),
+            run: None,
+            laid: Laid::default(),
+        }
     }
 
-    fn move_root(&mut self, root: PathBuf) {
+    pub(super) fn move_root(&mut self, root: PathBuf) {
         self.root = root;
         self.opened.replace(None);
     }
@@ -154,9 +168,10 @@ impl Building {
             .map_err(|e| Error::step("opening the image", std::io::Error::other(e.to_string())))
     }
 
-    fn based(mut self) -> Result<Building> {
+    /// What is attached is what the sandbox is built on.
+    pub(super) fn based(&mut self) -> Result<()> {
         self.base = Some(self.open(Path::new("/"))?);
-        Ok(self)
+        Ok(())
     }
 
     /// Recursive binds leave out what is unbindable, with all below it: the host's directories must not
@@ -180,7 +195,7 @@ impl Building {
         self.staged || self.root.ancestors().any(shown)
     }
 
-    fn stage(&mut self) -> Result<()> {
+    pub(super) fn stage(&mut self) -> Result<()> {
         if !self.staged {
             // An image below the stage would be hidden: it moves onto it.
             let hidden = match self.root.starts_with(STAGE) && !self.root.as_os_str().is_empty() {
@@ -231,12 +246,16 @@ impl Building {
                 // Started before, since it must not be in here.
                 Step::UserNamespace { .. } | Step::MountNamespace | Step::Helper { .. } => {}
                 Step::Root { writable: true, .. } => {
-                    self.writable_root(&made_in_memory(&steps[i..]), privileged)?
+                    self.writable_root(&made_beneath(&steps[i..]), privileged)?
                 }
                 Step::Root { writable: false, .. } => {
                     let root = self.open(Path::new("/"))?;
                     let extra = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
                     remount(&root, extra, "making the root read-only")?;
+                }
+                Step::Overlay { upper: None, .. } => {}
+                Step::Overlay { upper: Some(upper), .. } => {
+                    self.keep_writes(upper, &made_beneath(&steps[i..]), privileged)?
                 }
                 Step::Relay { at, by: Relay::Tmpfs, make, entries, directory } => {
                     relays += 1;
@@ -254,7 +273,7 @@ impl Building {
                     self.relay_by_overlay(at, make, relays, privileged)?;
                 }
                 // Made already, below the writable layer.
-                Step::Relay { by: Relay::Writable, .. } => {}
+                Step::Relay { by: Relay::Writable | Relay::Beneath, .. } => {}
                 Step::Tmpfs { at, make, .. } => self.tmpfs(at, make, own)?,
                 Step::Bind { at, read_only, handle, source, point, directory, alone, .. } => {
                     // The image's own mount was attached before the plan was made, and is still there.
@@ -304,7 +323,7 @@ impl Building {
     }
 
     /// Opens a link-free path of the new root.
-    fn open(&self, at: &Path) -> Result<Rc<OwnedFd>> {
+    pub(super) fn open(&self, at: &Path) -> Result<Rc<OwnedFd>> {
         real(self.entry(at)?)
     }
 
@@ -517,17 +536,21 @@ fn own_directory() -> &'static Path {
     Path::new(MARK_DIRECTORY.rsplit('/').next().unwrap_or_default())
 }
 
-/// What is to be made in a root that takes writes in memory.
-fn made_in_memory(steps: &[Step]) -> Vec<&Make> {
+/// What is to be made in a root that takes writes.
+fn made_beneath(steps: &[Step]) -> Vec<&Make> {
     let make = |step| match step {
-        &Step::Relay { by: Relay::Writable, ref make, .. } => make.as_slice(),
+        &Step::Relay { by: Relay::Writable | Relay::Beneath, ref make, .. } => make.as_slice(),
         _ => &[],
     };
     steps.iter().flat_map(make).collect()
 }
 
 /// Makes what is missing below `at` in a directory that will be merged with it.
-fn make_skeleton<'a>(skeleton: &Path, at: &Path, make: impl Iterator<Item = &'a Make>) -> Result<()> {
+pub(super) fn make_skeleton<'a>(
+    skeleton: &Path,
+    at: &Path,
+    make: impl Iterator<Item = &'a Make>,
+) -> Result<()> {
     for m in make {
         let Ok(rest) = m.at.strip_prefix(at) else { continue };
         let mut path = skeleton.to_owned();

@@ -66,12 +66,26 @@ fn configure(device: &File, file: &File, info: LoopInfo64) -> nix::Result<()> {
 
 /// Attaches `file` from `offset` on, read-only. The device goes when it is unmounted and the returned file is closed.
 pub fn attach(file: &File, offset: u64) -> std::io::Result<(PathBuf, File)> {
+    attach_as(file, offset, LO_FLAGS_READ_ONLY)
+}
+
+/// The same of all of it.
+pub fn attach_whole(file: &File) -> std::io::Result<(PathBuf, File)> {
+    attach_as(file, 0, LO_FLAGS_READ_ONLY)
+}
+
+/// The same of all of it, to be written to.
+pub fn attach_for_writing(file: &File) -> std::io::Result<(PathBuf, File)> {
+    attach_as(file, 0, 0)
+}
+
+fn attach_as(file: &File, offset: u64, read_only: u32) -> std::io::Result<(PathBuf, File)> {
     let control = OpenOptions::new().read(true).write(true).open("/dev/loop-control")?;
     for _ in 0..TRIES {
         // SAFETY: LOOP_CTL_GET_FREE takes no argument and returns a number.
         let number = unsafe { loop_ctl_get_free(control.as_raw_fd()) }?;
         let path = PathBuf::from(format!("/dev/loop{number}"));
-        let device = File::open(&path)?;
+        let device = OpenOptions::new().read(true).write(read_only == 0).open(&path)?;
         let info = LoopInfo64 {
             device: 0,
             inode: 0,
@@ -81,7 +95,7 @@ pub fn attach(file: &File, offset: u64) -> std::io::Result<(PathBuf, File)> {
             number: 0,
             encrypt_type: 0,
             encrypt_key_size: 0,
-            flags: LO_FLAGS_READ_ONLY | LO_FLAGS_AUTOCLEAR,
+            flags: read_only | LO_FLAGS_AUTOCLEAR,
             file_name: [0; 64],
             crypt_name: [0; 64],
             encrypt_key: [0; 32],

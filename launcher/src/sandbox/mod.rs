@@ -3,7 +3,9 @@
 
 pub mod build;
 pub mod calls;
+pub mod ext;
 pub mod loopdev;
 pub mod namespace;
 pub mod notes;
+pub mod overlay;
 pub mod squashfs;

@@ -19,7 +19,6 @@ use nix::unistd::pipe2;
 use super::loopdev;
 use crate::detached;
 use crate::error::{Code, Error, Result};
-use crate::image::Image;
 
 /// How the image will be mounted.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -37,6 +36,17 @@ pub struct Server {
     go: OwnedFd,
     errors: File,
     program: PathBuf,
+    serving: Serving,
+}
+
+/// What a server of some file system says of itself when it fails.
+pub struct Serving {
+    /// The program's usual name.
+    pub name: &'static str,
+    /// The refusal, when it does not serve.
+    pub code: Code,
+    /// And what to do then.
+    pub cure: &'static str,
 }
 
 /// Finds squashfuse: the site's, or the multi-threaded low-level one, or the plain one.
@@ -70,12 +80,32 @@ pub fn find_squashfuse(configured: Option<&Path>) -> Result<PathBuf> {
 /// Starts squashfuse, waiting. To be called in the sandbox's user namespace (the kernel wants /dev/fuse
 /// opened where the mount is made) and still in the host's mount namespace (squashfuse must not keep the
 /// sandbox alive).
-pub fn start_server(image: &Image, program: PathBuf) -> Result<Server> {
-    let (path, offset) = (&image.path, image.offset);
+/// `held`: the image itself, where not what lies at its path is meant.
+pub fn start_server(image: &Path, offset: u64, held: Option<&File>, program: PathBuf) -> Result<Server> {
+    let offset = format!("offset={offset}");
+    let options = if offset == "offset=0" { &[][..] } else { &["-o", &offset] };
+    let serving = Serving {
+        name: "squashfuse",
+        code: Code::SquashfsMount,
+        cure: "the image may be damaged (`unsquashfs -s FILE` reads its header), compressed by something this squashfuse \
+               lacks, or squashfuse may be built on libfuse 2, which cannot be handed a mount",
+    };
+    start(image, held, program, options, serving)
+}
+
+/// Starts a server of any file system that is called as squashfuse is, with these options.
+pub fn start(
+    image: &Path,
+    held: Option<&File>,
+    program: PathBuf,
+    options: &[&str],
+    serving: Serving,
+) -> Result<Server> {
+    let name = serving.name;
     let fuse = OpenOptions::new().read(true).write(true).open("/dev/fuse").map_err(|e| {
         Error::new(
             Code::FuseClosed,
-            format!("cannot open /dev/fuse, which squashfuse needs to mount {}: {e}", path.display()),
+            format!("cannot open /dev/fuse, which {name} needs to mount {}: {e}", image.display()),
             "ask the administrator for mode 0666 on /dev/fuse, as udev sets it (and `modprobe fuse`), or unpack the \
              image: unsquashfs -d DIR FILE",
         )
@@ -84,12 +114,10 @@ pub fn start_server(image: &Image, program: PathBuf) -> Result<Server> {
     let (wait, go) = pipe2(OFlag::O_CLOEXEC).map_err(failed("making a pipe to squashfuse"))?;
     let errors = memory_file()?;
     let mut arguments = vec![program.clone().into_os_string().into_vec(), b"-f".to_vec()];
-    if offset > 0 {
-        arguments.extend([b"-o".to_vec(), format!("offset={offset}").into_bytes()]);
-    }
-    let file = match &image.held {
+    arguments.extend(options.iter().map(|option| option.as_bytes().to_vec()));
+    let file = match held {
         Some(_) => format!("/dev/fd/{IMAGE_FD}").into_bytes(),
-        None => path.as_os_str().to_owned().into_vec(),
+        None => image.as_os_str().to_owned().into_vec(),
     };
     arguments.extend([file, format!("/dev/fd/{FUSE_FD}").into_bytes()]);
     let arguments = arguments
@@ -100,10 +128,10 @@ pub fn start_server(image: &Image, program: PathBuf) -> Result<Server> {
     let null = File::open("/dev/null").map_err(|e| Error::step("opening /dev/null for squashfuse", e))?;
     // It runs in a session of its own and holds nothing else: hydra takes the end of PMI_FD for a rank's
     // death, and a launcher waits for the end of every rank's output.
-    let held = image.held.as_ref().map_or(null.as_fd(), |file| file.as_fd());
+    let held = held.map_or(null.as_fd(), |file| file.as_fd());
     let descriptors = [null.as_fd(), null.as_fd(), errors.as_fd(), fuse.as_fd(), held, wait.as_fd()];
     detached::spawn(descriptors, |kept| serve(&arguments, kept)).map_err(failed("starting squashfuse"))?;
-    Ok(Server { fuse, go, errors, program })
+    Ok(Server { fuse, go, errors, program, serving })
 }
 
 /// squashfuse's descriptor of /dev/fuse: its place below.
@@ -134,9 +162,11 @@ impl Server {
         let options =
             format!("fd={},rootmode=40000,user_id={uid},group_id={gid}", self.fuse.as_fd().as_raw_fd());
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_RDONLY;
-        mount(Some("squashfuse"), target, Some("fuse.squashfuse"), flags, Some(options.as_str()))
+        let Serving { name, code, cure } = self.serving;
+        mount(Some(name), target, Some(format!("fuse.{name}").as_str()), flags, Some(options.as_str()))
             .map_err(|e| Error::step(format_args!("mounting FUSE for {}", image.display()), e))?;
-        nix::unistd::write(&self.go, &[1]).map_err(|e| Error::step("telling squashfuse to start", e))?;
+        nix::unistd::write(&self.go, &[1])
+            .map_err(|e| Error::step(format_args!("telling {name} to start"), e))?;
         // Ours must be closed, or squashfuse's death would leave the mount waiting for an answer.
         drop(self.fuse);
         // The first look waits for squashfuse's answer; it fails when squashfuse does.
@@ -149,7 +179,7 @@ impl Server {
                 let _ = self.errors.rewind();
                 let _ = self.errors.take(4096).read_to_string(&mut text);
                 Err(Error::new(
-                    Code::SquashfsMount,
+                    code,
                     format!(
                         "{} does not serve {}: {e}{}{}",
                         self.program.display(),
@@ -157,8 +187,7 @@ impl Server {
                         if text.is_empty() { "" } else { "; it says: " },
                         text.trim(),
                     ),
-                    "the image may be damaged (`unsquashfs -s FILE` reads its header), compressed by something this \
-                     squashfuse lacks, or squashfuse may be built on libfuse 2, which cannot be handed a mount",
+                    cure,
                 ))
             }
         }
@@ -186,13 +215,18 @@ pub fn mount_by_kernel(image: &Path, offset: u64, target: &Path) -> Result<()> {
 
 /// Whether root can mount SquashFS here: a loop device and the file system's driver.
 pub fn kernel_can() -> bool {
-    let listed = std::fs::read_to_string("/proc/filesystems")
-        .is_ok_and(|list| list.lines().any(|l| l.trim() == "squashfs"));
+    Path::new("/dev/loop-control").exists() && has_driver("squashfs")
+}
+
+/// Whether the kernel has a file system's driver.
+pub fn has_driver(name: &str) -> bool {
+    let listed =
+        std::fs::read_to_string("/proc/filesystems").is_ok_and(|list| list.lines().any(|l| l.trim() == name));
     // The driver may be a module that mount(2) loads.
     let module = || {
         let release = nix::sys::utsname::uname().map(|u| OsString::from(u.release())).unwrap_or_default();
-        let dir = Path::new("/lib/modules").join(release).join("kernel/fs/squashfs");
+        let dir = Path::new("/lib/modules").join(release).join("kernel/fs").join(name);
         dir.is_dir()
     };
-    Path::new("/dev/loop-control").exists() && (listed || module())
+    listed || module()
 }
