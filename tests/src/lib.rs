@@ -14,6 +14,7 @@ pub mod layout;
 pub mod leaks;
 pub mod loader;
 pub mod machine;
+pub mod overlay;
 pub mod registry;
 pub mod run;
 pub mod signed;
