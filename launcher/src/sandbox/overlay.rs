@@ -227,7 +227,8 @@ impl Building {
             }
             refused(
                 e,
-                &format!("taking writes into {}", shown.display()),
+                // Each rank's own has the same to say: it is said once.
+                &format!("taking writes into {}", upper.given.display()),
                 &format!(
                     "it is on {}, of which the kernel takes no overlay's writes (as on NFS, Lustre and other overlays)",
                     upper.file_system
