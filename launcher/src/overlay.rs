@@ -9,7 +9,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use image_store::layers::Blob;
+use image_store::blob::Blob;
 use image_store::squash;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags};

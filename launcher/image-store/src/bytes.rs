@@ -7,9 +7,9 @@ use std::sync::atomic::Ordering;
 
 use sha2::{Digest as _, Sha256};
 
+use crate::blob::Blob;
 use crate::error::{Error, Kind, Result, size};
 use crate::import::Progress;
-use crate::layers::Blob;
 
 /// What is read at once.
 const PIECE: usize = 1 << 20;

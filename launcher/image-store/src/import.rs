@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
 
+use crate::blob::Blob;
 use crate::bytes::{copied, room};
 use crate::codec::{self, Allowance, Compression, Limited};
 use crate::error::{Error, Kind, Result, size};
-use crate::layers::{self, Blob, Layer, LeftOut, Merge};
+use crate::layers::{self, Layer, LeftOut, Merge};
 use crate::layout::{self, Found, Platform, Runtime};
 use crate::members::Members;
 use crate::name::Digest;

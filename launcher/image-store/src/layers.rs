@@ -5,10 +5,8 @@
 //! links make that wrong, the few files that are needed after all are read in a second pass.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -16,6 +14,7 @@ use std::thread;
 
 use sha2::{Digest as _, Sha256};
 
+use crate::blob::{Blob, BlobReader};
 use crate::bytes::hash_rest;
 use crate::changes::{Above, Change, Log};
 use crate::codec::{self, Allowance, Compression, Limited};
@@ -33,84 +32,6 @@ const PIECE: usize = 256 << 10;
 /// layer.md, "Whiteouts".
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
-
-/// Bytes somewhere in a file.
-#[derive(Clone, Debug)]
-pub struct Blob {
-    /// The file.
-    pub file: Arc<File>,
-    /// Where it is, for messages.
-    pub path: PathBuf,
-    /// Where the bytes begin.
-    pub offset: u64,
-    /// How many.
-    pub length: u64,
-}
-
-impl Blob {
-    /// A whole file.
-    pub fn whole(file: File, path: PathBuf) -> Result<Blob> {
-        let length = file.metadata().map_err(|e| Error::reading(&path, &e))?.len();
-        Ok(Blob { file: Arc::new(file), path, offset: 0, length })
-    }
-
-    /// Reads it from its begin.
-    pub fn reader(&self) -> BlobReader {
-        BlobReader { blob: self.clone(), at: 0 }
-    }
-
-    /// A part of it.
-    pub fn part(&self, offset: u64, length: u64) -> Blob {
-        Blob { offset: self.offset + offset, length, ..self.clone() }
-    }
-
-    /// All of it, if it has no more than `most` bytes.
-    pub fn read(&self, most: u64) -> Result<Vec<u8>> {
-        if self.length > most {
-            let length = crate::error::size(self.length);
-            return Err(Error::hostile(format!(
-                "{}: {length} where at most {} make sense",
-                self.path.display(),
-                crate::error::size(most)
-            )));
-        }
-        let mut bytes = Vec::new();
-        self.reader().read_to_end(&mut bytes).map_err(|e| Error::reading(&self.path, &e))?;
-        Ok(bytes)
-    }
-}
-
-/// A blob being read.
-pub struct BlobReader {
-    blob: Blob,
-    at: u64,
-}
-
-impl BlobReader {
-    /// How much has been read or passed over.
-    pub fn at(&self) -> u64 {
-        self.at
-    }
-
-    /// Passes over so many bytes; whether there were as many.
-    pub fn pass(&mut self, bytes: u64) -> bool {
-        let at = self.at.checked_add(bytes).filter(|at| *at <= self.blob.length);
-        self.at = at.unwrap_or(self.blob.length);
-        at.is_some()
-    }
-}
-
-impl Read for BlobReader {
-    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        let want = (self.blob.length - self.at).min(into.len() as u64) as usize;
-        let n = self.blob.file.read_at(&mut into[..want], self.blob.offset + self.at)?;
-        if n == 0 && want > 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        self.at += n as u64;
-        Ok(n)
-    }
-}
 
 /// One layer, and what it must be.
 #[derive(Clone, Debug)]

@@ -7,8 +7,9 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use crate::blob::Blob;
 use crate::error::{Error, Kind, Result};
-use crate::layers::{Blob, Layer};
+use crate::layers::Layer;
 use crate::members::Files;
 use crate::name::Digest;
 

@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod blob;
 pub mod bundle;
 mod bytes;
 mod changes;

@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
+use crate::blob::Blob;
 use crate::error::{Error, Kind, Result};
-use crate::layers::Blob;
 use crate::name::Digest;
 use crate::tar::{Reader, What};
 use crate::tree::parts;

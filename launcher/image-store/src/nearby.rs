@@ -4,10 +4,10 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use crate::blob::Blob;
 use crate::bytes::copied;
 use crate::error::{Error, Kind, Result, size};
 use crate::import::{Progress, Waiting};
-use crate::layers::Blob;
 use crate::store::Store;
 
 const DIRECTORY: &str = "copies";

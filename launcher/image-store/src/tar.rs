@@ -5,8 +5,8 @@
 
 use std::io::{self, Read};
 
+use crate::blob::BlobReader;
 use crate::error::{Error, Kind, Result};
-use crate::layers::BlobReader;
 
 const BLOCK: usize = 512;
 /// A pax header or a long name. What real images have is a few KiB, with attributes.

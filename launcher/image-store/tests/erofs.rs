@@ -7,8 +7,9 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use image_store::blob::Blob;
 use image_store::codec::Allowance;
-use image_store::layers::{Blob, Merge};
+use image_store::layers::Merge;
 use image_store::squash::{self, Compressor, Data};
 use image_store::{Result, erofs};
 

@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use image_store::blob::Blob;
 use image_store::import::{self, Imported, Progress};
-use image_store::layers::Blob;
 use image_store::layout::{Platform, wrong_architecture};
 use image_store::registry::{Reference, SCHEME};
 use image_store::sif::Sif;

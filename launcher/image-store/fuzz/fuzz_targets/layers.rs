@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arbitrary::Arbitrary;
+use image_store::blob::Blob;
 use image_store::codec::Allowance;
-use image_store::layers::{Blob, Layer, Merge, merge};
+use image_store::layers::{Layer, Merge, merge};
 use image_store::squash::{self, Compressor, Data};
 use image_store::tree::{Node, Tree};
 use libfuzzer_sys::fuzz_target;

@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use arbitrary::Arbitrary;
+use image_store::blob::Blob;
 use image_store::error::Result;
-use image_store::layers::Blob;
 use image_store::layout::{self, Platform};
 use image_store::members::Files;
 use libfuzzer_sys::fuzz_target;

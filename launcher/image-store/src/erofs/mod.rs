@@ -11,8 +11,9 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 
 use self::data::Packed;
+use crate::blob::Blob;
 use crate::error::{Error, Kind, Result};
-use crate::layers::{Blob, LeftOut, MAX_ENTRIES, Merge, too_many};
+use crate::layers::{LeftOut, MAX_ENTRIES, Merge, too_many};
 use crate::tree::{Id, MAX_DEPTH, Meta, Node, Tree, Xattrs};
 
 /// Where the superblock is (EROFS_SUPER_OFFSET).

@@ -10,10 +10,10 @@ use sha2::{Digest as _, Sha256};
 
 use super::client::Client;
 use super::reference::Reference;
+use crate::blob::Blob;
 use crate::bytes::hash_rest;
 use crate::error::{Error, Kind, Result, size as bytes_of};
 use crate::import::Progress;
-use crate::layers::Blob;
 use crate::name::Digest;
 use crate::store::{BLOBS, Store, Turn};
 

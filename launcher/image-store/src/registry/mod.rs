@@ -19,11 +19,11 @@ use sha2::{Digest as _, Sha256};
 
 pub use self::client::Client;
 pub use self::reference::{Reference, SCHEME};
+use crate::blob::Blob;
 use crate::bytes::room;
 use crate::codec::Allowance;
 use crate::error::{Error, Kind, Result};
 use crate::import::Progress;
-use crate::layers::Blob;
 use crate::layout::MAX_MANIFEST;
 use crate::members::Files;
 use crate::name::Digest;

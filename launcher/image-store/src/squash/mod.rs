@@ -14,8 +14,8 @@ use std::os::unix::fs::FileExt;
 use serde::{Deserialize, Serialize};
 
 pub use self::data::{Data, Held};
+use crate::blob::Blob;
 use crate::error::{Error, Result};
-use crate::layers::Blob;
 use crate::tree::Tree;
 
 /// Bytes of a block, as mksquashfs has it.
