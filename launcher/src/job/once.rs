@@ -1,9 +1,10 @@
 //! An error that all ranks of a node share is printed by one of them.
 //!
 //! The first rank to fail claims an abstract name made of the step and the message, prints, and stays
-//! until its siblings have come by with the same message or a moment has passed; they leave in silence. On a node
-//! that is overloaded the moment is longer, while there are siblings that have not come so far.
-//! A launcher that ends the job at the first failure may kill it then: it has printed already.
+//! until its siblings have come by with the same message or a moment has passed; they say nothing, and leave with it. On a
+//! node that is overloaded the moment is longer, while there are siblings that have not come so far.
+//! A launcher ends the job at the first rank that fails, which is none of them as long as one may still come: it would
+//! kill the one that has printed, and the late one would print again.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -61,7 +62,10 @@ pub fn speak(step: Option<&JobStep>, message: &str) -> Option<Speaker> {
         }
         // Whoever holds the name has printed, or is about to.
         match connect(fd.as_raw_fd(), &address).and_then(|()| getsockopt(&fd, sockopt::PeerCredentials)) {
-            Ok(peer) if peer.uid() == nix::unistd::getuid().as_raw() => return None,
+            Ok(peer) if peer.uid() == nix::unistd::getuid().as_raw() => {
+                leave_with(&fd);
+                return None;
+            }
             // It does not listen yet, or no more: then the job is being ended, and we with it.
             Err(Errno::ECONNREFUSED) => std::thread::sleep(PAUSE),
             _ => return alone,
@@ -70,12 +74,30 @@ pub fn speak(step: Option<&JobStep>, message: &str) -> Option<Speaker> {
     alone
 }
 
+/// Those who say something else do not wait for us.
+fn come() {
+    let _ = nix::sys::prctl::set_name(siblings::SAID);
+}
+
+/// Waits for the end of whoever speaks.
+fn leave_with(speaker: &OwnedFd) {
+    come();
+    let began = Instant::now();
+    loop {
+        let left = LINGER_FOR_SEEN.saturating_sub(began.elapsed());
+        let mut fds = [PollFd::new(speaker.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut fds, u16::try_from(left.as_millis()).unwrap_or(u16::MAX)) {
+            Err(Errno::EINTR) => {}
+            _ => return,
+        }
+    }
+}
+
 impl Speaker {
-    /// Waits for the siblings that would print the same.
+    /// Waits for the siblings that would print the same. This process must end then: they wait for that.
     pub fn linger(self) {
         let Some(listener) = self.listener else { return };
-        // Those who say something else do not wait for us.
-        let _ = nix::sys::prctl::set_name(siblings::SAID);
+        come();
         let began = Instant::now();
         let mut came = 0;
         while came < self.expected {
@@ -90,9 +112,8 @@ impl Speaker {
                 return;
             }
             came += 1;
-            if let Ok(peer) = accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC) {
-                let _ = nix::unistd::close(peer);
-            }
+            // Nobody closes it: they leave when this process ends.
+            let _ = accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC);
         }
     }
 }
