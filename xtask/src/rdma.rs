@@ -131,11 +131,13 @@ fn test_program(layout: &Layout) -> Result<PathBuf> {
     let mut build = cargo(layout);
     build.args(["test", "--release", "-p", "hpc-launch-tests", "--test", "rdma", "--no-run"]);
     let said = run::output(build.arg("--message-format=json"))?;
-    let program = said.lines().rev().find_map(|line| {
+    // Programs of the package are built with it, in any order.
+    let tests = said.lines().filter(|line| line.contains("\"kind\":[\"test\"]"));
+    let mut program = tests.filter_map(|line| {
         let (_, rest) = line.split_once("\"executable\":\"")?;
         rest.split_once('"').map(|(path, _)| PathBuf::from(path))
     });
-    program.context("cargo named no program")
+    program.next_back().context("cargo named no program")
 }
 
 /// A kernel that was unpacked.
