@@ -76,7 +76,7 @@ fn what_newer_tools_write_is_read() {
     let line = |i: usize| format!("the quick brown fox jumps over the lazy dog {i}\n");
     let long: String = (0..4000).map(line).collect();
     let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../launcher/image-store/tests/data");
-    for name in ["zstd", "deflate", "lzma", "fragments", "all-fragments", "dedupe"] {
+    for name in ["zstd", "deflate", "lzma", "lzma-dedupe", "fragments", "all-fragments", "dedupe"] {
         let (file, store) = (dir.path().join(name), dir.path().join(format!("store-{name}")));
         let unpacked = dir.path().join(format!("unpacked-{name}"));
         tool("sh", &["-c", &format!("zstd -dqc {}/{name}.erofs.zst > {}", text(&data), text(&file))]);

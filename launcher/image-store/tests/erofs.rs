@@ -40,7 +40,7 @@ fn a_changed_byte_does_no_harm() {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 33) as usize % below
     };
-    for name in ["zstd", "deflate", "lzma", "fragments", "all-fragments", "dedupe"] {
+    for name in ["zstd", "deflate", "lzma", "lzma-dedupe", "fragments", "all-fragments", "dedupe"] {
         let good = image(name);
         assert_eq!(read(&good).unwrap(), 44, "{name}");
         let mut refused = 0;

@@ -127,10 +127,18 @@ impl Erofs<'_> {
             return Err(self.damaged(format!("a fragment, {length} bytes at {at}, lies behind {size}")));
         }
         if packed.extents.is_empty() {
-            return match packed.inode.layout {
-                PLAIN => self.row(self.address(packed.inode.place) + at, length, sink),
-                _ => Err(unsupported(&self.blob.path, "has fragments in an inode that is not compressed")),
+            // Not compressed: in a row, and the end perhaps behind the inode. What lies before `at` has been checked.
+            let row = match packed.inode.layout {
+                PLAIN => size,
+                INLINE => size - size % (1 << self.block_bits),
+                _ => {
+                    return Err(unsupported(&self.blob.path, "has fragments in an inode of chunks"));
+                }
             };
+            let in_row = length.min(row.saturating_sub(at));
+            let begin = self.address(packed.inode.place).saturating_add(at);
+            self.row(begin, in_row, sink)?;
+            return self.row(packed.inode.tail_at + (at + in_row).saturating_sub(row), length - in_row, sink);
         }
         while length > 0 {
             let which = packed.extents.partition_point(|e| e.at <= at) - 1;

@@ -270,7 +270,8 @@ impl Parts<'_> {
 
     fn extent(&self, begun: &Begun, end: u64, stored: u64, place: Place) -> Result<Extent> {
         let length = end - begun.at;
-        if stored > MAX_STORED || (length > MAX_LENGTH && stored > 0) {
+        let is_fragment = matches!(place, Place::Fragment(_));
+        if !is_fragment && (stored == 0 || stored > MAX_STORED || length > MAX_LENGTH) {
             let inode = self.inode.number;
             return Err(self.erofs.damaged(format!(
                 "inode {inode} has an extent of {length} bytes in {stored}, more than any may have"

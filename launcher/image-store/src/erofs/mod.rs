@@ -40,6 +40,8 @@ const CHUNKS: u16 = 4;
 const DIRENT: usize = 12;
 /// EROFS_XATTR_INDEX_USER.
 const USER: u8 = 1;
+/// Of one file; the kernel takes no more (XATTR_SIZE_MAX, XATTR_LIST_MAX).
+const MAX_ATTRIBUTES: usize = 256 << 10;
 /// A target of a link is a path.
 const MAX_TARGET: u64 = 4096;
 
@@ -270,6 +272,7 @@ impl<'a> Erofs<'a> {
         let bytes = self.bytes(inode.xattrs_at, inode.xattrs_length as usize, "attributes")?;
         let shared = usize::from(bytes[4]);
         let inline_at = 12 + 4 * shared;
+        let mut bytes_read = bytes.len();
         let outside = || self.damaged("its attributes lie outside of their place");
         for number in 0..shared {
             let place = u32_at(bytes.get(12 + 4 * number..).ok_or_else(outside)?, 0);
@@ -278,6 +281,12 @@ impl<'a> Erofs<'a> {
             let length = usize::from(head[0]) + usize::from(u16_at(&head, 2));
             let text = self.bytes(at + 4, length, "attribute")?;
             all.push(self.attribute(&head, &text)?);
+            bytes_read += length;
+            if bytes_read > MAX_ATTRIBUTES {
+                return Err(Error::hostile(format!(
+                    "more than {MAX_ATTRIBUTES} bytes of extended attributes"
+                )));
+            }
         }
         let mut rest = bytes.get(inline_at..).ok_or_else(outside)?;
         while rest.len() >= 4 && rest[..4] != [0; 4] {
@@ -327,7 +336,7 @@ impl Walk<'_, '_, '_> {
             mode: self.left_out.mode(inode.mode & 0o7777, inode.mode & 0o170_000 == 0o040_000),
             uid: inode.uid,
             gid: inode.gid,
-            mtime: u32::try_from(inode.mtime).unwrap_or(u32::MAX),
+            mtime: u32::try_from((inode.mtime as i64).max(0)).unwrap_or(u32::MAX),
             xattrs: self.left_out.xattrs(xattrs),
         })
     }
@@ -344,7 +353,9 @@ impl Walk<'_, '_, '_> {
         let block = 1 << erofs.block_bits;
         let mut found = Vec::new();
         let mut bytes = Vec::with_capacity(block);
+        let allowance = &self.with.allowance;
         erofs.content(inode, self.packed.as_mut(), &mut |piece| {
+            allowance.take(piece.length())?;
             let mut rest = piece.bytes().ok_or_else(|| erofs.damaged("a directory with holes"))?;
             while !rest.is_empty() {
                 let (now, later) = rest.split_at(rest.len().min(block - bytes.len()));
@@ -448,6 +459,7 @@ impl Erofs<'_> {
             })?;
             // The last one ends with its block, or with zeros.
             let name = name.split(|b| *b == 0).next().unwrap_or_default();
+            *entries = entries.checked_sub(1).ok_or_else(too_many)?;
             if name == b"." || name == b".." {
                 continue;
             }
@@ -455,7 +467,6 @@ impl Erofs<'_> {
                 let shown = String::from_utf8_lossy(name).into_owned();
                 return Err(Error::hostile(format!("the name {shown:?} in a directory")));
             }
-            *entries = entries.checked_sub(1).ok_or_else(too_many)?;
             found.push((name.to_vec(), u64_at(block, at)));
         }
         Ok(())

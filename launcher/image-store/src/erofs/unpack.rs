@@ -74,9 +74,11 @@ impl Erofs<'_> {
                 // complemented.
                 let (first, rest) = bytes.split_first().ok_or_else(|| failed(&"it is empty"))?;
                 let dictionary = self.dictionary.clamp(4096, MAX_DICTIONARY);
-                let stream = [0u8].as_slice().chain(rest);
+                // Files may have the begin of an extent only; the decoder looks one byte ahead.
+                let stream = [0u8].as_slice().chain(rest).chain(std::io::repeat(0));
+                let all = MAX_LENGTH as u64;
                 let mut reader =
-                    lzma_rust2::LzmaReader::new_with_props(stream, extent.length, !first, dictionary, None)
+                    lzma_rust2::LzmaReader::new_with_props(stream, all, !first, dictionary, None)
                         .map_err(|e| failed(&e))?;
                 self.take(&mut reader, length, out).map_err(|e| failed(&e))
             }
