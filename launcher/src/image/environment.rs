@@ -150,14 +150,31 @@ impl ImageEnvironment {
     /// they are empty. What lies in loops, functions and other conditions is passed over.
     fn shell(&mut self, path: &Path, text: &str) {
         let mut blocks: Vec<Block> = Vec::new();
-        let text = text.replace("\\\n", " ");
-        for line in text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#')) {
+        let mut joined: Vec<String> = Vec::new();
+        let mut goes_on = false;
+        for line in text.lines() {
+            let begun = joined.last_mut().filter(|_| goes_on);
+            // Comments do not go on.
+            let is_comment = begun.is_none() && line.trim_start().starts_with('#');
+            let (part, more) = match line.strip_suffix('\\') {
+                Some(part) if !is_comment => (part, true),
+                _ => (line, false),
+            };
+            match begun {
+                Some(begun) => begun.push_str(part),
+                None => joined.push(part.to_owned()),
+            }
+            goes_on = more;
+        }
+        for line in joined.iter().map(|l| l.trim()).filter(|l| !l.is_empty() && !l.starts_with('#')) {
             let word = line.split(|c: char| c.is_whitespace() || c == ';').next().unwrap_or_default();
             let is_live = blocks.last().is_none_or(|b| b.is_live);
-            let ends_with = |end: &str| line.trim_end_matches([';', ' ']).ends_with(end);
+            let code = line.split(" #").next().unwrap_or_default();
+            let last = code.split([' ', '\t', ';']).rfind(|w| !w.is_empty()).unwrap_or_default();
+            let rest = line[word.len()..].trim();
             let is_understood = match word {
-                "then" | "do" => true,
-                "if" if ends_with(" fi") => !is_live,
+                "then" | "do" => rest.is_empty() || !is_live || self.assignment(rest),
+                "if" if last == "fi" => !is_live,
                 "if" => {
                     let holds = if is_live { self.holds(&line[2..]) } else { Some(false) };
                     let may_follow = is_live && holds == Some(false);
@@ -173,18 +190,19 @@ impl ImageEnvironment {
                     };
                     let may_follow = asked && holds == Some(false);
                     blocks.push(Block { end: "fi", is_live: holds == Some(true), may_follow });
-                    holds.is_some()
+                    let is_empty = word != "else" || rest.is_empty() || holds != Some(true);
+                    holds.is_some() && (is_empty || self.assignment(rest))
                 }
                 end if blocks.last().is_some_and(|b| b.end == end) => blocks.pop().is_some(),
                 _ => {
                     let end = match word {
                         "for" | "while" | "until" => Some("done"),
                         "case" => Some("esac"),
-                        _ if ends_with("{") || word.ends_with("()") => Some("}"),
+                        _ if last.ends_with('{') || word.ends_with("()") => Some("}"),
                         _ => None,
                     };
                     match end {
-                        Some(end) if !ends_with(end) => {
+                        Some(end) if last != end => {
                             blocks.push(Block { end, is_live: false, may_follow: false });
                             !is_live
                         }
@@ -200,6 +218,10 @@ impl ImageEnvironment {
                 self.notes.push(format!("{}: blocks in more than {MAX_BLOCKS} blocks", path.display()));
                 return;
             }
+        }
+        if let Some(Block { end, .. }) = blocks.last() {
+            self.notes
+                .push(format!("{}: a block without its {end}: what it holds is left out", path.display()));
         }
     }
 
@@ -231,11 +253,12 @@ impl ImageEnvironment {
         let condition = condition.strip_suffix(';').unwrap_or(condition).trim();
         let within = |begin: &str, end: &str| condition.strip_prefix(begin)?.strip_suffix(end);
         let asked = within("[ ", " ]").or(within("[[ ", " ]]")).or(condition.strip_prefix("test "))?.trim();
+        let is_split = !condition.starts_with("[[");
         if let Some(word) = asked.strip_prefix("-n ") {
-            return Some(!self.word(word.trim(), 0)?.is_empty());
+            return Some(!self.operand(word.trim(), is_split)?.is_empty());
         }
         if let Some(word) = asked.strip_prefix("-z ") {
-            return Some(self.word(word.trim(), 0)?.is_empty());
+            return Some(self.operand(word.trim(), is_split)?.is_empty());
         }
         let (a, b, is_equal) = match asked.split_once(" != ") {
             Some((a, b)) => (a, b, false),
@@ -243,7 +266,16 @@ impl ImageEnvironment {
                 asked.split_once(" = ").or_else(|| asked.split_once(" == ")).map(|(a, b)| (a, b, true))?
             }
         };
-        Some((self.word(a.trim(), 0)? == self.word(b.trim(), 0)?) == is_equal)
+        Some((self.operand(a.trim(), is_split)? == self.operand(b.trim(), is_split)?) == is_equal)
+    }
+
+    /// A word of a condition; `None` where the shell would make none or several of it, or a pattern.
+    fn operand(&self, word: &str, is_split: bool) -> Option<String> {
+        let value = self.word(word, 0)?;
+        let is_quoted =
+            word.len() > 1 && ['"', '\''].iter().any(|q| word.starts_with(*q) && word.ends_with(*q));
+        let is_other = is_split && (value.is_empty() || value.contains(char::is_whitespace));
+        (is_quoted || !(is_other || value.contains(['*', '?', '[']))).then_some(value)
     }
 
     /// One shell word, expanded; `None` when it holds anything else than quotes and variables.
@@ -374,6 +406,20 @@ mod tests {
                 "if [ -z \"$Z\" ]; then A=no; fi"
             ]
         );
+        let e = shell(concat!(
+            "# not this \\\nexport A=\"/a:\\\n/b\"\n",
+            "if [ -z \"$B\" ]\nthen B=1\nelse B=no\nfi\nif [ -n \"$C\" ]; then C=no;fi # why\n",
+            "if [ -n \"\" ]\nthen\n D=no\nelse D=2\nfi\n",
+            "if [ -n $NOBODY ]; then E=no\nelse E=no\nfi\nif [[ \"$A\" == */b* ]]; then\n E=no\nfi\n",
+            "if [ -n \"$A\" ]; then\n",
+        ));
+        let get = |n| e.get(n).to_owned();
+        assert_eq!(
+            (get("A"), get("B"), get("D"), get("E")),
+            ("/a:/b".into(), "1".into(), "2".into(), String::new())
+        );
+        assert_eq!(e.notes.len(), 4, "{:?}", e.notes);
+        assert!(e.notes[3].contains("a block without its fi"), "{:?}", e.notes);
         assert!(shell(&"if [ -z x ]\n".repeat(1000)).notes[0].contains("blocks in more than 64"));
     }
 
@@ -395,7 +441,7 @@ mod tests {
 
     #[test]
     fn what_is_not_understood_is_said_and_never_run() {
-        let e = shell("export X=$(id)\nY=`id`\nZ=\"open\n9=1\nif true; then\nA=1\n");
+        let e = shell("export X=$(id)\nY=`id`\nZ=\"open\n9=1\nif true; then\nA=1\nfi\n");
         assert_eq!(e.env.len(), 1, "{:?}", e.env);
         assert_eq!(e.notes.len(), 5);
         assert_eq!(e.notes[0], "/env.sh: not understood: export X=$(id)");
