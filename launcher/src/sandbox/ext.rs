@@ -5,6 +5,7 @@
 //! was cut, and a journal that was not written back. The kernel trusts the rest of it, as it does for every disk.
 
 use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MsFlags, mount};
@@ -18,6 +19,8 @@ pub const HEAD: usize = 2048;
 const MAGIC: u64 = 0xef53;
 /// s_feature_incompat: the journal must be replayed.
 const RECOVER: u64 = 0x4;
+/// s_state: it was unmounted (EXT4_VALID_FS).
+const VALID: u64 = 0x1;
 /// s_feature_incompat: s_blocks_count has a higher half.
 const WIDE: u64 = 0x80;
 
@@ -58,7 +61,23 @@ pub fn check(head: &[u8], length: u64) -> Checked {
             return Checked::Damaged(format!("it says {wanted} bytes, the file has {length}"));
         }
     }
-    if incompatible & RECOVER != 0 { Checked::Unclean } else { Checked::Good }
+    // Without a journal it is the state that tells.
+    let is_clean = number(0x3a, 2) & VALID != 0;
+    if incompatible & RECOVER != 0 || !is_clean { Checked::Unclean } else { Checked::Good }
+}
+
+/// Looks at an open file once more, before it is written to.
+pub fn still_good(file: &File, shown: &Path) -> Result<()> {
+    let mut head = vec![0; HEAD];
+    let looked = file.metadata().and_then(|meta| file.read_exact_at(&mut head, 0).map(|()| meta.len()));
+    if looked.is_ok_and(|length| check(&head, length) == Checked::Good) {
+        return Ok(());
+    }
+    Err(Error::new(
+        Code::OverlayUnusable,
+        format!("the ext file system in {} was changed, and not closed well, just now", shown.display()),
+        "if nobody writes to it: e2fsck -p FILE",
+    ))
 }
 
 /// Finds fuse2fs: the site's, or the one on PATH.
@@ -97,11 +116,12 @@ pub fn start_server(file: &Path, program: PathBuf) -> Result<Server> {
             code: Code::ExtMount,
             cure: "fuse2fs must be built on libfuse 3 (e2fsprogs 1.47.1 and later can be): libfuse 2 cannot be handed a \
                    mount. If it is, the file may be damaged: e2fsck -fn FILE",
+            unpack: "unpack it into a directory: debugfs -R 'rdump / DIR' FILE",
         },
     )
 }
 
-/// Mounts by the kernel, with a loop device, read-only. `writable`: it may be remounted for writing.
+/// Mounts by the kernel, with a loop device of its own; read-only, unless `writable`.
 pub fn mount_by_kernel(file: &File, shown: &Path, writable: bool, target: &Path) -> Result<()> {
     let failed = |what: String| {
         move |e: std::io::Error| {
@@ -115,7 +135,8 @@ pub fn mount_by_kernel(file: &File, shown: &Path, writable: bool, target: &Path)
     let attach = if writable { loopdev::attach_for_writing } else { loopdev::attach_whole };
     let (device, _open) =
         attach(file).map_err(failed(format!("attaching {} to a loop device", shown.display())))?;
-    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_RDONLY;
+    let read_only = if writable { MsFlags::empty() } else { MsFlags::MS_RDONLY };
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | read_only;
     mount(Some(&device), target, Some("ext4"), flags, None::<&Path>)
         .map_err(|e| failed(format!("mounting {} ({})", shown.display(), device.display()))(e.into()))
 }
@@ -133,6 +154,7 @@ mod tests {
         let mut head = vec![0; HEAD];
         head[1024 + 4..1024 + 8].copy_from_slice(&blocks.to_le_bytes());
         head[1024 + 0x38..1024 + 0x3a].copy_from_slice(&[0x53, 0xef]);
+        head[1024 + 0x3a] = 1;
         head[1024 + 0x60..1024 + 0x64].copy_from_slice(&incompatible.to_le_bytes());
         head
     }
@@ -141,6 +163,9 @@ mod tests {
     fn superblocks_are_told_apart() {
         assert_eq!(check(&head(8, 0), 8192), Checked::Good);
         assert_eq!(check(&head(8, 4), 8192), Checked::Unclean);
+        let mut mounted = head(8, 0);
+        mounted[1024 + 0x3a] = 0;
+        assert_eq!(check(&mounted, 8192), Checked::Unclean);
         assert_eq!(check(&[0; HEAD], 8192), Checked::Other);
         assert_eq!(check(b"short", 5), Checked::Other);
         let Checked::Damaged(why) = check(&head(9, 0), 8192) else { panic!() };

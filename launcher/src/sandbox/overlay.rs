@@ -19,7 +19,7 @@ use nix::sys::statvfs::{FsFlags, fstatvfs};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::build::{Building, STAGE, make_skeleton};
-use super::calls::{make_at, mkdir, none, path_of, user_xattr};
+use super::calls::{make_at, mkdir, path_of, user_xattr};
 use super::ext;
 use super::squashfs::{self, Server};
 use crate::error::{Code, Error, Result};
@@ -27,6 +27,8 @@ use crate::image::open_path;
 use crate::overlay::{By, Layer, Overlays, UPPER, Upper, WORK};
 use crate::plan::Make;
 
+/// How long others may take to mount theirs there.
+const LOCK_PATIENCE: Duration = Duration::from_secs(20);
 /// How long another sandbox that writes there may take to go: its last rank may just have ended.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -132,7 +134,8 @@ impl Building {
                 _ => {
                     let (at, file) = (kept(), File::from(fd));
                     mkdir(&at)?;
-                    ext::mount_by_kernel(&file, &upper.path, true, &at)?;
+                    // To be looked at; for writing it is mounted anew, when nobody else does.
+                    ext::mount_by_kernel(&file, &upper.path, false, &at)?;
                     laid.file = Some(file);
                     open_path(&at).map_err(|e| Error::step(format_args!("opening {}", at.display()), e))?
                 }
@@ -173,38 +176,51 @@ impl Building {
                 "its file system may be full (`df`, `df -i`, `quota`), or not be writable for this user";
             Error::new(Code::OverlayUnusable, what, cure)
         };
-        let make_directory =
-            |in_what: &OwnedFd, name: &Path| match mkdirat(in_what, name, Mode::from_bits_truncate(0o755)) {
-                Ok(()) | Err(Errno::EEXIST) => below(in_what, name),
-                Err(e) => Err(e),
-            };
-        let own = match upper.path.strip_prefix(&upper.given) {
-            Ok(own) if own != Path::new("") && upper.by == By::Directory => {
-                Rc::new(make_directory(&directory, own).map_err(failed)?)
+        let mut made = Made::default();
+        let make_directory = |in_what: &Rc<OwnedFd>, name: &Path, made: &mut Made| {
+            match mkdirat(&**in_what, name, Mode::from_bits_truncate(0o755)) {
+                Ok(()) => made.0.push((Rc::clone(in_what), name.to_owned())),
+                Err(Errno::EEXIST) => {}
+                Err(e) => return Err(e),
             }
-            _ => directory,
+            below(&**in_what, name).map(Rc::new)
         };
-        if upper.by != By::Directory {
-            let flags = MsFlags::MS_REMOUNT | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-            mount(none(), &kept(), none(), flags, none()).map_err(failed)?;
-        }
-        let [top, work] = [UPPER, WORK].map(|name| make_directory(&own, Path::new(name)));
+        let identity = |e: std::io::Error| failed(Errno::from_raw(e.raw_os_error().unwrap_or_default()));
+        let named = |meta: std::fs::Metadata| format!("hpc-launch.{:x}.{}", meta.dev(), meta.ino());
+        // Until it is mounted, and seen by the others.
+        let (own, name, _lock) = match &self.laid.file {
+            Some(file) => {
+                let name = named(file.metadata().map_err(identity)?);
+                let lock = locked(file.try_clone().map_err(identity)?, &upper.path)?;
+                wait_for_its_end(&name, &shown)?;
+                // Who wrote to it before us may not have ended well.
+                ext::still_good(file, &upper.path)?;
+                let at = Path::new(STAGE).join("kept-for-writing");
+                mkdir(&at)?;
+                ext::mount_by_kernel(file, &upper.path, true, &at)?;
+                let own =
+                    open_path(&at).map_err(|e| Error::step(format_args!("opening {}", at.display()), e))?;
+                (Rc::new(own), name, lock)
+            }
+            None => {
+                let own = match upper.path.strip_prefix(&upper.given) {
+                    Ok(own) if own != Path::new("") => {
+                        make_directory(&directory, own, &mut made).map_err(failed)?
+                    }
+                    _ => directory,
+                };
+                let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+                let directory = openat(&*own, ".", flags, Mode::empty()).map(File::from).map_err(failed)?;
+                let lock = locked(directory, &upper.path)?;
+                let top = make_directory(&own, Path::new(UPPER), &mut made).map_err(failed)?;
+                let top = File::from(top.try_clone().map_err(|_| failed(Errno::EMFILE))?);
+                let name = named(top.metadata().map_err(identity)?);
+                wait_for_its_end(&name, &shown)?;
+                (own, name, lock)
+            }
+        };
+        let [top, work] = [UPPER, WORK].map(|name| make_directory(&own, Path::new(name), &mut made));
         let (top, work) = (top.map_err(failed)?, work.map_err(failed)?);
-        // Until it is mounted, and seen by the others. Where there are no locks we are on our own.
-        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let locked = match &self.laid.file {
-            Some(file) => file.try_clone().map_err(|_| Errno::EMFILE),
-            None => openat(&*own, ".", flags, Mode::empty()).map(File::from),
-        }
-        .map_err(failed)?;
-        let meta = match &self.laid.file {
-            Some(file) => file.metadata(),
-            None => File::from(top.try_clone().map_err(|_| failed(Errno::EMFILE))?).metadata(),
-        };
-        let meta = meta.map_err(|e| failed(Errno::from_raw(e.raw_os_error().unwrap_or_default())))?;
-        let name = format!("hpc-launch.{:x}.{}", meta.dev(), meta.ino());
-        let _lock = Flock::lock(locked, FlockArg::LockExclusive);
-        wait_for_its_end(&name, &shown)?;
 
         let stage = Path::new(STAGE);
         let (skeleton, written) = (stage.join("skeleton"), stage.join("written"));
@@ -221,9 +237,8 @@ impl Building {
         );
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
         mount(Some(name.as_str()), &written, Some("overlay"), flags, Some(options.as_str())).map_err(|e| {
-            // What was made for it, and is still empty.
-            for name in ["work/work", WORK, UPPER] {
-                let _ = unlinkat(&*own, name, UnlinkatFlags::RemoveDir);
+            if e != Errno::EBUSY {
+                made.undo();
             }
             refused(
                 e,
@@ -275,6 +290,49 @@ impl Building {
             })?;
         }
         Ok(())
+    }
+}
+
+/// Directories that were made, each in the one before it or beside.
+#[derive(Default)]
+struct Made(Vec<(Rc<OwnedFd>, PathBuf)>);
+
+impl Made {
+    /// Removes those that are still empty.
+    fn undo(&self) {
+        for (directory, name) in self.0.iter().rev() {
+            // The kernel's own in it.
+            if name == Path::new(WORK) {
+                let _ = unlinkat(&**directory, "work/work", UnlinkatFlags::RemoveDir);
+            }
+            let _ = unlinkat(&**directory, name.as_path(), UnlinkatFlags::RemoveDir);
+        }
+    }
+}
+
+/// One at a time. Where there are no locks we are on our own.
+fn locked(file: File, shown: &Path) -> Result<Option<Flock<File>>> {
+    let (start, mut file) = (Instant::now(), file);
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(Some(lock)),
+            Err((again, Errno::EWOULDBLOCK | Errno::EINTR)) if start.elapsed() < LOCK_PATIENCE => {
+                file = again
+            }
+            Err((_, Errno::EWOULDBLOCK | Errno::EINTR)) => {
+                return Err(Error::new(
+                    Code::OverlayBusy,
+                    format!(
+                        "somebody holds a lock on {} for more than {} s (`lslocks` says who)",
+                        shown.display(),
+                        LOCK_PATIENCE.as_secs()
+                    ),
+                    "wait for its end, or give this job another directory",
+                ));
+            }
+            Err(_) => return Ok(None),
+        }
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 

@@ -47,6 +47,8 @@ pub struct Serving {
     pub code: Code,
     /// And what to do then.
     pub cure: &'static str,
+    /// How to do without it.
+    pub unpack: &'static str,
 }
 
 /// Finds squashfuse: the site's, or the multi-threaded low-level one, or the plain one.
@@ -89,6 +91,7 @@ pub fn start_server(image: &Path, offset: u64, held: Option<&File>, program: Pat
         code: Code::SquashfsMount,
         cure: "the image may be damaged (`unsquashfs -s FILE` reads its header), compressed by something this squashfuse \
                lacks, or squashfuse may be built on libfuse 2, which cannot be handed a mount",
+        unpack: "unpack the image: unsquashfs -d DIR FILE",
     };
     start(image, held, program, options, serving)
 }
@@ -106,12 +109,14 @@ pub fn start(
         Error::new(
             Code::FuseClosed,
             format!("cannot open /dev/fuse, which {name} needs to mount {}: {e}", image.display()),
-            "ask the administrator for mode 0666 on /dev/fuse, as udev sets it (and `modprobe fuse`), or unpack the \
-             image: unsquashfs -d DIR FILE",
+            format!(
+                "ask the administrator for mode 0666 on /dev/fuse, as udev sets it (and `modprobe fuse`), or {}",
+                serving.unpack
+            ),
         )
     })?;
-    let failed = |what: &'static str| move |e: nix::Error| Error::step(what, e);
-    let (wait, go) = pipe2(OFlag::O_CLOEXEC).map_err(failed("making a pipe to squashfuse"))?;
+    let failed = |what: String| move |e: nix::Error| Error::step(what, e);
+    let (wait, go) = pipe2(OFlag::O_CLOEXEC).map_err(failed(format!("making a pipe to {name}")))?;
     let errors = memory_file()?;
     let mut arguments = vec![program.clone().into_os_string().into_vec(), b"-f".to_vec()];
     arguments.extend(options.iter().map(|option| option.as_bytes().to_vec()));
@@ -125,12 +130,14 @@ pub fn start(
         .map(CString::new)
         .collect::<std::result::Result<Vec<_>, _>>()
         .map_err(|e| Error::new(Code::Usage, format!("image path: {e}"), "rename the image"))?;
-    let null = File::open("/dev/null").map_err(|e| Error::step("opening /dev/null for squashfuse", e))?;
+    let null =
+        File::open("/dev/null").map_err(|e| Error::step(format!("opening /dev/null for {name}"), e))?;
     // It runs in a session of its own and holds nothing else: hydra takes the end of PMI_FD for a rank's
     // death, and a launcher waits for the end of every rank's output.
     let held = held.map_or(null.as_fd(), |file| file.as_fd());
     let descriptors = [null.as_fd(), null.as_fd(), errors.as_fd(), fuse.as_fd(), held, wait.as_fd()];
-    detached::spawn(descriptors, |kept| serve(&arguments, kept)).map_err(failed("starting squashfuse"))?;
+    detached::spawn(descriptors, |kept| serve(&arguments, kept))
+        .map_err(failed(format!("starting {name}")))?;
     Ok(Server { fuse, go, errors, program, serving })
 }
 
@@ -162,7 +169,7 @@ impl Server {
         let options =
             format!("fd={},rootmode=40000,user_id={uid},group_id={gid}", self.fuse.as_fd().as_raw_fd());
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_RDONLY;
-        let Serving { name, code, cure } = self.serving;
+        let Serving { name, code, cure, .. } = self.serving;
         mount(Some(name), target, Some(format!("fuse.{name}").as_str()), flags, Some(options.as_str()))
             .map_err(|e| Error::step(format_args!("mounting FUSE for {}", image.display()), e))?;
         nix::unistd::write(&self.go, &[1])
