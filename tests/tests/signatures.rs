@@ -258,6 +258,9 @@ fn whose_key_counts() {
     let expired = made.keys.make("expired", &["--faked-system-time", "20200101T000000"]);
     let by_expired = made
         .signed("expired.sif", &How { gpg: "--faked-system-time 20200101T100000", ..How::usual(&expired) });
+    let renewed = made
+        .signed("renewed.sif", &How { gpg: "--faked-system-time 20200101T100000", ..How::usual(&expired) });
+    made.keys.sign(&renewed, &How::usual(&made.key));
     let revoked = made.keys.make("revoked", &[]);
     let by_revoked = made.signed("revoked.sif", &How::usual(&revoked));
     made.keys.revoke(&revoked);
@@ -283,6 +286,8 @@ fn whose_key_counts() {
         let unknown = format!("is signed with the key {}, which is in no key ring: ", made.key);
         with(&others, &made.sif).refused("signature-key", &[&unknown, &pull, text(&others)]);
         with(&all, &by_expired).refused("signature-key", &["has expired", &expired[24..]]);
+        // Signed anew, as that says.
+        with(&all, &renewed).prints("runs");
         with(&all, &by_revoked).refused("signature-key", &["was revoked by its owner", &revoked[24..]]);
         // One of two is enough; both are told.
         with(&others, &twice).prints("runs");

@@ -31,6 +31,15 @@ pub enum Answer {
     },
     /// It is by a key that is in no key ring: its fingerprint, or its number.
     UnknownKey(String),
+    /// It was right once: another, made since, does.
+    Outdated {
+        /// The refusal, where there is no other.
+        code: Code,
+        /// Its reason.
+        why: String,
+        /// What to do.
+        cure: String,
+    },
 }
 
 /// Finds it: on PATH, or where it usually is, for a site's PATH may lack these in batch jobs.
@@ -171,7 +180,11 @@ impl Said {
             match word.as_str() {
                 "GOODSIG" | "BADSIG" | "EXPSIG" | "EXPKEYSIG" | "REVKEYSIG" | "ERRSIG" => {
                     said.verdicts.push((word, first()));
-                    if let Some(fingerprint) = rest.get(6).filter(|f| is_hexadecimal(f) && f.len() >= 40) {
+                    // Why it cannot be checked: 9 is the key.
+                    let is_missing = rest.get(5).is_some_and(|why| why == "9");
+                    if let Some(fingerprint) =
+                        rest.get(6).filter(|_| is_missing).filter(|f| is_hexadecimal(f) && f.len() >= 40)
+                    {
                         said.unknown = Some(fingerprint.clone());
                     }
                 }
@@ -188,6 +201,7 @@ impl Said {
     fn judge(self, what: &str, text: Vec<u8>) -> Result<Option<Answer>> {
         let invalid = |why: &str, cure: &str| Err(Error::new(Code::SignatureInvalid, why, cure));
         let key = |why: &str, cure: &str| Err(Error::new(Code::SignatureKey, why, cure));
+        let outdated = |code, why: String, cure: String| Ok(Some(Answer::Outdated { code, why, cure }));
         let (verdict, number) = match &self.verdicts[..] {
             [] => return Ok(None),
             [(verdict, number)] if self.texts == 1 && is_hexadecimal(number) => (verdict.as_str(), number),
@@ -207,12 +221,17 @@ impl Said {
                 );
             }
             "EXPSIG" => {
-                return key(&format!("{what}, by the key {number}, has expired"), "have it signed anew");
+                return outdated(
+                    Code::SignatureKey,
+                    format!("{what}, by the key {number}, has expired"),
+                    "have it signed anew".to_owned(),
+                );
             }
             "EXPKEYSIG" => {
-                return key(
-                    &format!("the key {number}, which made {what}, has expired"),
-                    &format!(
+                return outdated(
+                    Code::SignatureKey,
+                    format!("the key {number}, which made {what}, has expired"),
+                    format!(
                         "if its owner prolonged it, fetch it again (`apptainer key pull {number}`); else have the image \
                          signed anew"
                     ),
@@ -230,9 +249,10 @@ impl Said {
         let field = |at: usize| valid.get(at).map(String::as_str).unwrap_or_default();
         // SHA-224 to SHA-512 (RFC 4880, 9.4), as Apptainer has it: collisions of the others can be made.
         if !["8", "9", "10", "11"].contains(&field(7)) {
-            return invalid(
-                &format!("{what} is made with a digest that is no longer safe (number {})", field(7)),
-                "sign it anew: `apptainer sign FILE`",
+            return outdated(
+                Code::SignatureInvalid,
+                format!("{what} is made with a digest that is no longer safe (number {})", field(7)),
+                "sign it anew: `apptainer sign FILE`".to_owned(),
             );
         }
         // Of a document, binary or text, not of a key.
@@ -271,9 +291,13 @@ mod tests {
         assert_eq!(judged(unknown).unwrap(), Some(Answer::UnknownKey(FINGERPRINT.to_owned())));
         let old = "ERRSIG %K 22 8 01 1795861846 9\nNO_PUBKEY %K";
         assert_eq!(judged(old).unwrap(), Some(Answer::UnknownKey(FINGERPRINT[24..].to_owned())));
-        for nothing in
-            ["", "NODATA 2", "GOODSIG %K A", &format!("GOODSIG %K A\n{}", valid.replace("01 FPR", "13 FPR"))]
-        {
+        for nothing in [
+            "",
+            "ERRSIG %K 1 1 01 1795861846 5 FPR",
+            "NODATA 2",
+            "GOODSIG %K A",
+            &format!("GOODSIG %K A\n{}", valid.replace("01 FPR", "13 FPR")),
+        ] {
             assert_eq!(judged(nothing).unwrap(), None, "{nothing}");
         }
     }
@@ -302,8 +326,12 @@ mod tests {
             (format!("GOODSIG %K A\n{valid}\nBADSIG %K A"), Code::SignatureInvalid, "more than one"),
             (format!("GOODSIG %K A\n{valid}\nPLAINTEXT 74 0 "), Code::SignatureInvalid, "more than one"),
         ] {
-            let e = judged(&lines).unwrap_err();
-            assert!(e.code == code && e.what.contains(why), "{} instead of {why}", e.what);
+            let (is, what) = match judged(&lines) {
+                Err(e) => (e.code, e.what),
+                Ok(Some(Answer::Outdated { code, why, .. })) => (code, why),
+                Ok(other) => panic!("{other:?}"),
+            };
+            assert!(is == code && what.contains(why), "{what} instead of {why}");
         }
     }
 

@@ -4,9 +4,12 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use image_store::blob::Blob;
 use image_store::import::Progress;
+use image_store::sif::Sif;
 use image_store::sif::signature::{Approved, Signed, Verified};
 use image_store::source::{Form, Source, recognise};
+use image_store::squash;
 use image_store::store::Stored;
 
 use super::gpgv::{self, Answer};
@@ -58,8 +61,22 @@ pub fn of_source(source: &Source, config: &Config, environ: &Environ) -> Result<
     if source.form != Form::Sif {
         refuse(&source.path, source.form.name(), config)?;
     }
-    let file = File::open(&source.path).map_err(|e| cannot_open(&source.path, &e))?;
-    verify(&file, &source.path, config, environ, &|| ()).map(Some)
+    let looked = |e: std::io::Error| cannot_open(&source.path, &e);
+    let file = File::open(&source.path).map_err(looked)?;
+    let before = identity(&file.metadata().map_err(looked)?);
+    let verified = verify(&file, &source.path, config, environ, &|| ())?;
+    if identity(&file.metadata().map_err(looked)?) != before {
+        return Err(changed(&source.path));
+    }
+    Ok(Some(verified))
+}
+
+fn changed(shown: &Path) -> Error {
+    Error::new(
+        Code::SignatureInvalid,
+        format!("{} was changed while its signatures were being verified", shown.display()),
+        "run it again once nobody writes to it",
+    )
 }
 
 impl Image {
@@ -81,7 +98,19 @@ impl Image {
             refuse(&self.given, &format!("{}{is_of_store}", form.name()), config)?;
         }
         self.signed_by = verify(&file, &self.given, config, environ, waited_for)?.fingerprints;
-        self.held = Some(Arc::new(file));
+        let file = Arc::new(file);
+        self.held = Some(Arc::clone(&file));
+        self.is_still_what_was_signed()?;
+        // Of this very file: what was read before may have been another at the same path.
+        let sif = Sif::read(&file, &self.given)?;
+        let whole = Blob {
+            length: file.metadata().map_or(0, |m| m.len()),
+            file,
+            path: self.given.clone(),
+            offset: 0,
+        };
+        squash::check(&whole.part(sif.offset, sif.length))?;
+        (self.offset, self.length) = (sif.offset, sif.length);
         self.is_still_what_was_signed()?;
         Ok(self)
     }
@@ -93,11 +122,7 @@ impl Image {
         if identity(&meta) == self.id {
             return Ok(());
         }
-        Err(Error::new(
-            Code::SignatureInvalid,
-            format!("{} was changed while its signatures were being verified", self.given.display()),
-            "run it again once nobody writes to it",
-        ))
+        Err(changed(&self.given))
     }
 }
 
@@ -115,16 +140,23 @@ fn verify(
     })?;
     let program = gpgv::find()?;
     let rings = rings(config, environ)?;
-    let (mut approved, mut unknown) = (Vec::new(), Vec::new());
+    let (mut approved, mut unknown, mut outdated) = (Vec::new(), Vec::new(), Vec::new());
     for signature in &signed.signatures {
+        waited_for();
         let what = format!("the signature of {} (object {})", shown.display(), signature.object);
         match gpgv::verify(&program, &rings, &signature.text, &what)? {
             Answer::Right { fingerprint, text } => approved.push(Approved { signature, fingerprint, text }),
             Answer::UnknownKey(key) => unknown.push((signature.group, key)),
+            Answer::Outdated { code, why, cure } => {
+                outdated.push((signature.group, Error::new(code, why, cure)));
+            }
         }
     }
     // Another's signature of the same group would do.
     let is_approved = |group: u32| approved.iter().any(|a| a.signature.group == group);
+    if let Some((_, e)) = outdated.into_iter().find(|(group, _)| !is_approved(*group)) {
+        return Err(e);
+    }
     if let Some((_, key)) = unknown.iter().find(|(group, _)| !is_approved(*group)) {
         return Err(Error::new(
             Code::SignatureKey,

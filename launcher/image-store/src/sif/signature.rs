@@ -337,7 +337,10 @@ impl<'a> Signed<'a> {
                 cure,
             )
         };
-        let odd = |why: String| wrong(why, "sign it anew: `apptainer sign FILE`");
+        let remove = format!(
+            "remove that signature (`apptainer siftool del {number} FILE`), then sign it anew: `apptainer sign FILE`"
+        );
+        let odd = |why: String| wrong(why, &remove);
         let changed = |what: &str| wrong(format!("{what} was changed"), DISTRUST);
         let named = from_hex(&approved.fingerprint).filter(|bytes| bytes.len() >= 20);
         if !named.is_some_and(|bytes| approved.signature.entity.starts_with(&bytes)) {
@@ -374,8 +377,7 @@ impl<'a> Signed<'a> {
                     "{shown} is not signed as a whole: its signature (object {number}) does not cover {}",
                     object.name()
                 );
-                let cure =
-                    "sign it anew: `apptainer sign FILE`; if you did not add that object, do not run it";
+                let cure = format!("if you did not add that object, do not run it; else {remove}");
                 return Err(Error::new(Kind::Unsigned, what, cure));
             };
             let (name, value) = parts(&said.descriptor_digest).ok_or_else(no_digest)?;
