@@ -52,7 +52,8 @@ pub fn hash_rest(from: &mut impl Read, hash: &mut Sha256) -> io::Result<u64> {
 pub fn room(out: &Path, needed: u64) -> Result<()> {
     let Some(Ok(stat)) = out.parent().map(nix::sys::statvfs::statvfs) else { return Ok(()) };
     let free = stat.blocks_available() * stat.fragment_size();
-    if free >= needed {
+    // Some file systems say nothing.
+    if free >= needed || stat.blocks() == 0 {
         return Ok(());
     }
     Err(Error::new(

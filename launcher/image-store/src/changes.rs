@@ -3,7 +3,11 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 
+use crate::error::{Error, Kind, Result, size};
 use crate::tree::{Meta, Node};
+
+/// Of one layer: a million files take some 40 MiB.
+const MAX: usize = 512 << 20;
 
 /// What an entry does to the layers below. Paths are clean: no dots, no empty parts, no slash at either end.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,7 +41,11 @@ const SOCKET: u8 = 7;
 
 impl Log {
     /// Adds one.
-    pub fn push(&mut self, change: &Change<'_>) {
+    pub fn push(&mut self, change: &Change<'_>) -> Result<()> {
+        if self.bytes.len() > MAX {
+            let what = format!("a layer's names, links and attributes have more than {}", size(MAX as u64));
+            return Err(Error::new(Kind::TooLarge, what, "split it"));
+        }
         let (kind, path) = match change {
             Change::Whiteout(path) => (WHITEOUT, path),
             Change::Opaque(path) => (OPAQUE, path),
@@ -79,6 +87,7 @@ impl Log {
             }
             Change::Whiteout(_) | Change::Opaque(_) => {}
         }
+        Ok(())
     }
 
     /// Seven bits a byte, the lowest first.
@@ -245,7 +254,7 @@ mod tests {
             Change::Put(b"etcetera", meta(0o600, None), Node::Socket),
         ];
         let mut log = Log::default();
-        changes.iter().for_each(|change| log.push(change));
+        changes.iter().for_each(|change| log.push(change).unwrap());
         let mut replay = log.replay();
         for change in &changes {
             assert_eq!(replay.next_change().as_ref(), Some(change));
@@ -256,12 +265,12 @@ mod tests {
     #[test]
     fn what_upper_layers_hide() {
         let mut log = Log::default();
-        log.push(&Change::Put(b"a", meta(0o755, None), Node::Directory));
-        log.push(&Change::Put(b"a/file", meta(0o644, None), Node::File(1)));
-        log.push(&Change::Whiteout(b"gone"));
-        log.push(&Change::Opaque(b"empty"));
-        log.push(&Change::Link(b"other", b"kept/file"));
-        log.push(&Change::Put(b"kept/file", meta(0o644, None), Node::File(1)));
+        log.push(&Change::Put(b"a", meta(0o755, None), Node::Directory)).unwrap();
+        log.push(&Change::Put(b"a/file", meta(0o644, None), Node::File(1))).unwrap();
+        log.push(&Change::Whiteout(b"gone")).unwrap();
+        log.push(&Change::Opaque(b"empty")).unwrap();
+        log.push(&Change::Link(b"other", b"kept/file")).unwrap();
+        log.push(&Change::Put(b"kept/file", meta(0o644, None), Node::File(1))).unwrap();
         let mut above = Above::default();
         above.add(&log);
         for path in ["a", "a/file", "a/file/x", "gone", "gone/x/y", "empty/x", "other"] {
@@ -271,7 +280,7 @@ mod tests {
             assert!(!above.hides(path.as_bytes()), "{path}");
         }
         let mut log = Log::default();
-        log.push(&Change::Opaque(b""));
+        log.push(&Change::Opaque(b"")).unwrap();
         above.add(&log);
         assert!(above.hides(b"b"));
     }

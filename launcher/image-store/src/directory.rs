@@ -26,7 +26,8 @@ struct Walk<'a, 'b> {
 
 /// Reads the directory. Other file systems that are mounted in it stay out, as empty directories.
 pub fn read(root: &Path, with: &mut Merge<'_>) -> Result<(Tree, LeftOut)> {
-    let meta = fs::symlink_metadata(root).map_err(|e| Error::reading(root, &e))?;
+    // It may be named by a link, to another file system.
+    let meta = fs::metadata(root).map_err(|e| Error::reading(root, &e))?;
     let mut walk = Walk {
         with,
         tree: Tree::default(),

@@ -136,10 +136,7 @@ pub fn merge(layers: &[Layer], with: &mut Merge<'_>) -> Result<(Tree, LeftOut)> 
         // Below the lowest is nothing: it is applied as it is read.
         let mut take = |number: usize, change: Change<'_>| match at {
             0 => applied.entry(0, number, change),
-            _ => {
-                log.push(&change);
-                Ok(())
-            }
+            _ => log.push(&change),
         };
         read(layer, with, &mut left_out, &mut entries, &keep, &mut take, true)
             .map_err(|e| layer.reason(e).of(&layer.name))?;
@@ -172,6 +169,8 @@ pub fn merge(layers: &[Layer], with: &mut Merge<'_>) -> Result<(Tree, LeftOut)> 
             }
             Ok(())
         };
+        // They were counted when they were first read.
+        let mut entries = MAX_ENTRIES;
         read(layer, with, &mut LeftOut::default(), &mut entries, &keep, &mut take, false)
             .map_err(|e| e.of(&layer.name))?;
     }

@@ -349,7 +349,7 @@ impl Tree {
         self.entries[at as usize].id = NONE;
     }
 
-    /// A new node in a directory of this tree; it must have nothing of that name yet.
+    /// A new node in a directory of this tree, in the place of what has its name.
     pub fn add_to(&mut self, parent: Id, name: &[u8], meta: Meta, node: Node<'_>) -> Result<Id> {
         let id = self.add(meta, node)?;
         self.set(parent, name, id)?;

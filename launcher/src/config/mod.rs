@@ -2,8 +2,8 @@
 //! built-in < /etc/hpc-launch/config.toml < ~/.config/hpc-launch/config.toml < HPC_LAUNCH_* < flags.
 //!
 //! The site's file may lock keys: `locked = ["mpi"]`, and `require_signature = true` locks itself there. A lower
-//! layer that sets a locked key to another value is refused. Lists (binds, env, unset_env) add up over the layers; the
-//! rest is replaced.
+//! layer that sets a locked key to another value is refused. Lists add up over the layers (but for cdi_directories);
+//! the rest is replaced.
 
 mod layer;
 mod value;

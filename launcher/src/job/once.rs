@@ -111,9 +111,13 @@ impl Speaker {
                 }
                 return;
             }
-            came += 1;
             // Nobody closes it: they leave when this process ends.
-            let _ = accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC);
+            match accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC) {
+                Ok(_) => came += 1,
+                // No descriptor is free: those wait in the queue, which ends with us, too.
+                Err(_) if began.elapsed() < LINGER => std::thread::sleep(PAUSE),
+                Err(_) => return,
+            }
         }
     }
 }

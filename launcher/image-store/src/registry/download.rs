@@ -34,6 +34,12 @@ fn partial(store: &Store, digest: &Digest) -> PathBuf {
     store.root.join(BLOBS).join(format!("{}.part", digest.hex()))
 }
 
+/// How much of a blob is there already.
+pub fn fetched(store: &Store, digest: &Digest) -> u64 {
+    let length = |path: PathBuf| fs::metadata(path).map(|meta| meta.len());
+    length(path(store, digest)).or_else(|_| length(partial(store, digest))).unwrap_or(0)
+}
+
 /// Removes a blob that is not needed any more.
 pub fn forget(store: &Store, digest: &Digest) {
     let _ = fs::remove_file(path(store, digest));

@@ -177,7 +177,8 @@ impl Files for Remote<'_> {
         // Compressed, they are at most as long as what comes out of them.
         Allowance::new(self.max_size).take(all)?;
         // They lie beside the image that is made of them.
-        room(&self.work.path("image"), all.saturating_mul(2))?;
+        let there: u64 = todo.iter().map(|(digest, _)| download::fetched(self.store, digest)).sum();
+        room(&self.work.path("image"), all.saturating_mul(2).saturating_sub(there))?;
         self.progress.all.store(all, std::sync::atomic::Ordering::Relaxed);
         self.progress.read.store(0, std::sync::atomic::Ordering::Relaxed);
         let next = std::sync::atomic::AtomicUsize::new(0);

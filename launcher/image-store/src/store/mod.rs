@@ -267,8 +267,15 @@ impl Store {
                     Err(e) => matches!(e.kind, Kind::Missing | Kind::Damaged),
                 };
                 if is_damaged {
-                    fs::rename(&to, work.path("damaged")).map_err(|e| Error::writing(&to, &e))?;
-                    fs::rename(&from, &to).map_err(|e| Error::writing(&to, &e))?;
+                    // Another may repair it at the same time: by the same bytes.
+                    match fs::rename(&to, work.path("damaged")) {
+                        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(Error::writing(&to, &e)),
+                        _ => {}
+                    }
+                    match fs::rename(&from, &to) {
+                        Err(e) if !to.exists() => return Err(Error::writing(&to, &e)),
+                        _ => {}
+                    }
                     sync(&self.root.join(IMAGES)).map_err(failed)?;
                 }
             }
