@@ -1,4 +1,4 @@
-//! Bytes from here to there: copied, hashed, and whether there is room for them.
+//! Bytes: copied, hashed, whether there is room for them, and numbers in them.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -13,6 +13,21 @@ use crate::import::Progress;
 
 /// What is read at once.
 const PIECE: usize = 1 << 20;
+
+/// A number in little endian; 0 where there are no such bytes.
+pub fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    bytes.get(at..at + 2).and_then(|b| b.try_into().ok()).map_or(0, u16::from_le_bytes)
+}
+
+/// The same of four bytes.
+pub fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_le_bytes)
+}
+
+/// The same of eight.
+pub fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    bytes.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes)
+}
 
 /// A copy of a blob, as a new file at `to`; not flushed.
 pub fn copied(blob: &Blob, to: &Path, progress: &Progress) -> Result<File> {

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use crate::bytes::u32_at;
 use crate::error::{Error, Kind, Result};
 use crate::layout::Platform;
 
@@ -79,10 +80,6 @@ struct Table {
 
 fn damaged(path: &Path, why: String) -> Error {
     Error::damaged(format!("the SIF file {} is damaged: {why}", path.display()))
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_le_bytes)
 }
 
 /// A number of the header that must not be negative.

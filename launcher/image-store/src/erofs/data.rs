@@ -1,9 +1,8 @@
 //! What files of an EROFS hold: blocks in a row, chunks, or compressed extents, some of them in the inode of fragments.
 
 use super::extents::{Extent, Place};
-use super::{
-    CHUNKS, COMPRESSED_COMPACT, COMPRESSED_FULL, Erofs, INLINE, Inode, PLAIN, u16_at, u32_at, unsupported,
-};
+use super::{CHUNKS, COMPRESSED_COMPACT, COMPRESSED_FULL, Erofs, INLINE, Inode, PLAIN, unsupported};
+use crate::bytes::{u16_at, u32_at};
 use crate::error::{Error, Kind, Result};
 
 /// What is read at once.

@@ -1,7 +1,8 @@
 //! Maps of compressed files: logical clusters, most often blocks, of which each says where an extent begins in it, or how
 //! far it is from one (fs/erofs/zmap.c of the kernel).
 
-use super::{COMPRESSED_FULL, Erofs, Inode, u16_at, u32_at, u64_at, unsupported};
+use super::{COMPRESSED_FULL, Erofs, Inode, unsupported};
+use crate::bytes::{u16_at, u32_at, u64_at};
 use crate::error::Result;
 
 /// What a pcluster may have at most, stored and unpacked (Z_EROFS_PCLUSTER_MAX_SIZE, _DSIZE).

@@ -12,6 +12,7 @@ use std::sync::atomic::Ordering;
 
 use self::data::Packed;
 use crate::blob::Blob;
+use crate::bytes::{u16_at, u32_at, u64_at};
 use crate::error::{Error, Kind, Result};
 use crate::layers::{LeftOut, MAX_ENTRIES, Merge, too_many};
 use crate::tree::{Id, MAX_DEPTH, Meta, Node, Tree, Xattrs};
@@ -80,18 +81,6 @@ struct Inode {
     place: u32,
     xattrs_at: u64,
     xattrs_length: u64,
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> u16 {
-    bytes.get(at..at + 2).and_then(|b| b.try_into().ok()).map_or(0, u16::from_le_bytes)
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_le_bytes)
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    bytes.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes)
 }
 
 /// Reads all of it.
