@@ -5,6 +5,8 @@
 
 mod alternate;
 mod contender;
+#[allow(dead_code, reason = "its users come next")]
+mod document;
 mod error;
 mod import;
 mod inspect;

@@ -1,12 +1,12 @@
 //! Medians, and how sure we are of them: bootstrap intervals of a median and of a ratio of medians.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Resamples per interval; the ends of a 95 % interval then rest on 50 resamples each.
 const RESAMPLES: usize = 2000;
 
 /// A value with its 95 % interval.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Estimate {
     /// The median, or the ratio of two medians.
     pub value: f64,
