@@ -1,10 +1,11 @@
 //! Who runs against whom: the command line of bare metal, hpc-launch and each peer for one program.
 
-use crate::alternate::{Outcomes, alternate};
+use crate::alternate::Outcomes;
 use crate::error::Error;
 use crate::run::{CommandLine, Failure};
 use std::env;
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -14,16 +15,8 @@ pub const BARE: &str = "bare";
 pub const BARE_AGAIN: &str = "bare, again";
 /// The product.
 pub const HPC_LAUNCH: &str = "hpc-launch";
-/// Charliecloud's launcher.
-pub const CH_RUN: &str = "ch-run";
-/// bubblewrap, with about the mounts that hpc-launch makes.
-pub const BWRAP: &str = "bwrap";
-
 /// Variables of any launcher: with one of them around, the bench would seem to be a rank itself.
 const LAUNCHER_VARIABLES: &[&str] = &["PMI_RANK", "PMI_FD", "PMIX_RANK", "PMIX_NAMESPACE", "SLURM_PROCID"];
-
-/// Host files that both hpc-launch and the bwrap row put over the image's.
-const ETC_FILES: &[&str] = &["passwd", "group", "hosts", "resolv.conf", "hostname", "nsswitch.conf"];
 
 /// One row: a name and what it runs, or why it cannot run here.
 #[derive(Debug, Clone)]
@@ -32,6 +25,13 @@ pub struct Contender {
     pub name: String,
     /// `Err` is shown in the row's place: a missing peer is said, not dropped.
     pub line: Result<CommandLine, String>,
+}
+
+impl Contender {
+    /// A row.
+    pub fn new(name: impl Into<String>, line: Result<CommandLine, String>) -> Self {
+        Contender { name: name.into(), line }
+    }
 }
 
 /// One row's outcomes, or why it has none.
@@ -45,39 +45,33 @@ pub struct Measured<T> {
     pub outcomes: Result<Outcomes<T>, String>,
 }
 
-/// Samples all rows that can run, alternating; the others come back with their reason.
-pub fn measure<T>(
-    contenders: &[Contender],
-    warm_up: usize,
-    runs: usize,
-    mut sample: impl FnMut(&str, &CommandLine) -> Result<T, Failure>,
-) -> Vec<Measured<T>> {
-    let able: Vec<(&str, &CommandLine)> =
-        contenders.iter().filter_map(|c| Some((c.name.as_str(), c.line.as_ref().ok()?))).collect();
-    let mut outcomes =
-        alternate(able.len(), warm_up, runs, |row| sample(able[row].0, able[row].1)).into_iter();
-    contenders
-        .iter()
-        .map(|c| match &c.line {
-            Ok(line) => Measured {
-                name: c.name.clone(),
-                command: line.to_string(),
-                outcomes: Ok(outcomes.next().unwrap_or_default()),
-            },
-            Err(why) => Measured { name: c.name.clone(), command: String::new(), outcomes: Err(why.clone()) },
-        })
-        .collect()
+impl<T> Measured<T> {
+    /// Another look at each outcome.
+    pub fn map<U>(&self, look: impl Fn(&T) -> U) -> Measured<U> {
+        self.and_then(|sample| Ok(look(sample)))
+    }
+
+    /// Another look, which may find nothing.
+    pub fn and_then<U>(&self, look: impl Fn(&T) -> Result<U, Failure>) -> Measured<U> {
+        let each = |outcome: &Result<T, Failure>| outcome.as_ref().map_err(Clone::clone).and_then(&look);
+        Measured {
+            name: self.name.clone(),
+            command: self.command.clone(),
+            outcomes: self.outcomes.as_ref().map(|all| all.iter().map(each).collect()).map_err(Clone::clone),
+        }
+    }
 }
 
 /// What all command lines of one bench share.
 #[derive(Debug)]
 pub struct Setup {
-    /// Absolute path of the image directory.
+    /// Absolute path of the image.
     pub image: PathBuf,
     /// Absolute path of hpc-launch, or where it was looked for.
     pub launcher: Result<PathBuf, String>,
     env: Vec<(OsString, OsString)>,
-    home: PathBuf,
+    /// Where all rows start.
+    pub home: PathBuf,
 }
 
 impl Setup {
@@ -91,11 +85,14 @@ impl Setup {
                 "start hpc-bench by hand, not under mpirun or srun",
             ));
         }
-        let image = image.canonicalize().and_then(|path| path.read_dir().map(|_| path)).map_err(|e| {
+        let readable = |path: PathBuf| {
+            if path.is_dir() { path.read_dir().map(|_| path) } else { File::open(&path).map(|_| path) }
+        };
+        let image = image.canonicalize().and_then(readable).map_err(|e| {
             Error::new(
                 format!("use the image {}", image.display()),
                 e,
-                "give --image a directory that holds a root file system (cargo xtask images makes some)",
+                "give --image a directory that holds a root file system (cargo xtask images makes some), or a file",
             )
         })?;
         let launcher = find_launcher(launcher)?;
@@ -131,52 +128,13 @@ impl Setup {
         Ok(self.bare(words).after(&self.line(launcher, &args)))
     }
 
-    /// `words` in the image, by ch-run with its defaults.
-    pub fn ch_run(&self, words: &[String]) -> Result<CommandLine, String> {
-        let ch_run = find_program("ch-run", "apt-get install charliecloud")?;
-        Ok(self.bare(words).after(&self.line(&ch_run, &[self.image.as_os_str(), OsStr::new("--")])))
-    }
-
-    /// `words` in the image, by bwrap with the mounts that hpc-launch makes.
-    pub fn bwrap(&self, words: &[String]) -> Result<CommandLine, String> {
-        let bwrap = find_program("bwrap", "apt-get install bubblewrap")?;
-        Ok(self.bare(words).after(&self.line(&bwrap, &self.bwrap_mounts())))
-    }
-
-    /// The rows that every bench has, in the order of the table.
+    /// Bare metal, and once more, and hpc-launch: the rows that every bench has, in the order of the table.
     pub fn contenders(&self, words: &[String]) -> Vec<Contender> {
-        let row = |name: &str, line| Contender { name: name.into(), line };
         vec![
-            row(BARE, Ok(self.bare(words))),
-            row(BARE_AGAIN, Ok(self.bare(words))),
-            row(HPC_LAUNCH, self.hpc_launch(words)),
-            row(CH_RUN, self.ch_run(words)),
-            row(BWRAP, self.bwrap(words)),
+            Contender::new(BARE, Ok(self.bare(words))),
+            Contender::new(BARE_AGAIN, Ok(self.bare(words))),
+            Contender::new(HPC_LAUNCH, self.hpc_launch(words)),
         ]
-    }
-
-    /// Read-only as hpc-launch's root is, so bwrap cannot make a mount point that the image lacks; such
-    /// a target is left out.
-    fn bwrap_mounts(&self) -> Vec<OsString> {
-        let mut args: Vec<OsString> = vec!["--ro-bind".into(), self.image.clone().into(), "/".into()];
-        let mut bind = |flag: &str, path: &Path| {
-            let inside = self.image.join(path.strip_prefix("/").unwrap_or(path));
-            let there = path.exists() && inside.symlink_metadata().is_ok();
-            if there {
-                args.extend([OsString::from(flag), path.into(), path.into()]);
-            }
-            there
-        };
-        bind("--dev-bind", Path::new("/dev"));
-        for dir in ["/proc", "/sys", "/tmp"] {
-            bind("--bind", Path::new(dir));
-        }
-        // An image rarely has /home/NAME, but nearly always /home.
-        let _ = self.home.ancestors().filter(|dir| *dir != Path::new("/")).any(|dir| bind("--bind", dir));
-        for file in ETC_FILES {
-            bind("--ro-bind", &Path::new("/etc").join(file));
-        }
-        args
     }
 }
 
@@ -262,33 +220,6 @@ mod tests {
         let line = setup(Path::new("/img")).hpc_launch(&["/bin/sleep".into(), "1".into()]).unwrap();
         assert_eq!(line.to_string(), "/opt/hpc-launch /img /bin/sleep 1");
         assert_eq!(line.env, [("A".into(), "b".into())]);
-    }
-
-    #[test]
-    fn bwrap_binds_only_what_the_image_can_take() {
-        let image = tempfile::tempdir().unwrap();
-        for dir in ["proc", "home", "etc"] {
-            std::fs::create_dir(image.path().join(dir)).unwrap();
-        }
-        std::fs::write(image.path().join("etc/passwd"), "").unwrap();
-        let words = setup(image.path()).bwrap_mounts();
-        let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
-        assert_eq!(
-            words[3..].join(" "),
-            "--bind /proc /proc --bind /home /home --ro-bind /etc/passwd /etc/passwd"
-        );
-    }
-
-    #[test]
-    fn a_row_that_cannot_run_keeps_its_place() {
-        let line = CommandLine { program: "/bin/true".into(), args: Vec::new(), env: Vec::new() };
-        let rows = [
-            Contender { name: "gone".into(), line: Err("not installed".into()) },
-            Contender { name: "here".into(), line: Ok(line) },
-        ];
-        let measured = measure(&rows, 0, 2, |name, _| Ok(name.len()));
-        assert_eq!(measured[0].outcomes.as_ref().unwrap_err(), "not installed");
-        assert_eq!(measured[1].outcomes.as_ref().unwrap().len(), 2);
     }
 
     #[test]

@@ -1,11 +1,11 @@
 //! `hpc-bench import`: from an OCI image to one file that can be run, by us and by what others use for it.
 
-use crate::contender::{Contender, Setup, find_program, measure};
+use crate::contender::{Contender, Setup, find_program};
 use crate::error::Error;
-use crate::machine::Machine;
-use crate::report::{Budget, Group, Report};
+use crate::document::{Budget, Group, Report};
 use crate::run::{CommandLine, Runner};
-use crate::{Common, Outcome};
+use crate::session::Session;
+use crate::{Common, Rounds};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
@@ -24,39 +24,31 @@ const PODMAN: &str = "podman load, no file made";
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    common: Common,
-    /// Rounds; every round runs each row once
-    #[arg(long, default_value_t = 5)]
-    runs: usize,
+    pub common: Common,
+    #[command(flatten)]
+    rounds: Rounds,
     /// Leave out what takes long: mksquashfs with its defaults, ch-convert, podman
     #[arg(long)]
     quick: bool,
 }
 
-impl Args {
-    /// The options that all benches share.
-    pub fn common(&self) -> &Common {
-        &self.common
-    }
-}
-
 /// Measures, and compares. The image becomes one gzip layer of an OCI layout first.
-pub fn run(args: &Args) -> Result<Outcome, Error> {
+pub fn run(args: &Args, session: &mut Session) -> Result<Report, Error> {
     let setup = Setup::new(&args.common.image, args.common.launcher_bin.as_deref())?;
-    let mut runner = Runner::new(Duration::from_secs(600))?;
-    let mut machine = Machine::survey(&setup, &mut runner, &["umoci", "mksquashfs", "podman", "ch-convert"]);
+    let mut runner = session.runner(Duration::from_secs(600))?;
+    session.note(&setup, &mut runner, &["umoci", "mksquashfs", "podman", "ch-convert"])?;
+    let watch = session.watch();
     let scratch = std::env::temp_dir().join(format!("hpc-bench-import.{}", process::id()));
     let failed = |e: std::io::Error| {
         Error::new(format!("write {}", scratch.display()), e, "set TMPDIR to where there is room")
     };
     fs::create_dir(&scratch).map_err(failed)?;
-    let measured = measure_in(&scratch, args, &setup, &mut runner);
+    let measured = measure_in(&scratch, args, &setup, &mut runner, session);
     fs::remove_dir_all(&scratch).map_err(failed)?;
     let measured = measured?;
-    machine.finish();
+    let noise = watch.finish();
 
-    let title = format!("whole processes, {} alternating rounds", args.runs);
-    let group = Group::new(title, "ms", &[ZSTD, UMOCI_ZSTD], &measured);
+    let group = Group::new("import", "from an OCI image to a file that can be run", "ms", &[ZSTD, UMOCI_ZSTD], &measured);
     let mut budgets = vec![Budget::at_most(
         "import with zstd against umoci and mksquashfs with zstd",
         1.0,
@@ -69,13 +61,20 @@ pub fn run(args: &Args) -> Result<Outcome, Error> {
             group.ratio(PODMAN, ZSTD),
         ));
     }
-    let settings =
-        BTreeMap::from([("image", setup.image.display().to_string()), ("runs", args.runs.to_string())]);
+    let settings = BTreeMap::from([("image".into(), setup.image.display().to_string())]);
     let again = group
         .ratio(AGAIN, ZSTD)
         .map(|r| format!("the same row twice: ratio {:.3} [{:.3}, {:.3}]", r.value, r.low, r.high));
     let notes = again.into_iter().collect();
-    Ok(Outcome::from(Report { bench: "import", machine, settings, groups: vec![group], budgets, notes }))
+    Ok(Report {
+        bench: "import".into(),
+        title: "images from OCI layouts".into(),
+        settings,
+        noise,
+        groups: vec![group],
+        budgets,
+        notes,
+    })
 }
 
 fn measure_in(
@@ -83,6 +82,7 @@ fn measure_in(
     args: &Args,
     setup: &Setup,
     runner: &mut Runner,
+    session: &mut Session,
 ) -> Result<Vec<crate::contender::Measured<f64>>, Error> {
     let at = |name: &str| scratch.join(name).display().to_string();
     let layout = at("oci");
@@ -142,5 +142,5 @@ fn measure_in(
         runner.time(&setup.line(shell, &["-c", &clean]))?;
         runner.time(line).map(|time| time.as_secs_f64() * 1e3)
     };
-    Ok(measure(&contenders, 1, args.runs, &mut sample))
+    Ok(session.measure("import", &contenders, &args.rounds.effort(1, 5), &mut sample))
 }

@@ -1,13 +1,13 @@
 //! `hpc-bench inspect`: what it costs to look at a program's libraries, and to give it the host's MPI.
 
-use crate::contender::{Contender, Measured, Setup, find_program, measure};
+use crate::contender::{Contender, Measured, Setup, find_program};
 use crate::error::Error;
-use crate::machine::Machine;
-use crate::report::{Budget, Group, Report};
-use crate::run::{CommandLine, Runner};
+use crate::document::{Budget, Group, Report};
+use crate::run::CommandLine;
 use crate::stats::median_estimate;
 use crate::step::{FreshSteps, Step, joining};
-use crate::{Common, Outcome};
+use crate::session::Session;
+use crate::{Common, Rounds};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -24,27 +24,20 @@ const JOINING_HOST: &str = "joining rank, host's MPI";
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    common: Common,
+    pub common: Common,
     /// An Open MPI program of this host
     #[arg(long, value_name = "PATH", default_value = "/usr/bin/ompi_info")]
     program: PathBuf,
-    /// Rounds; every round runs each row once
-    #[arg(long, default_value_t = 100)]
-    runs: usize,
-}
-
-impl Args {
-    /// The options that all benches share.
-    pub fn common(&self) -> &Common {
-        &self.common
-    }
+    #[command(flatten)]
+    rounds: Rounds,
 }
 
 /// Measures, and compares. The image must be one with Open MPI and the examples.
-pub fn run(args: &Args) -> Result<Outcome, Error> {
+pub fn run(args: &Args, session: &mut Session) -> Result<Report, Error> {
     let setup = Setup::new(&args.common.image, args.common.launcher_bin.as_deref())?;
-    let mut runner = Runner::new(Duration::from_secs(30))?;
-    let mut machine = Machine::survey(&setup, &mut runner, &["ldd"]);
+    let mut runner = session.runner(Duration::from_secs(30))?;
+    session.note(&setup, &mut runner, &["ldd"])?;
+    let watch = session.watch();
     let words = |words: &[&str]| words.iter().map(|w| (*w).to_owned()).collect::<Vec<String>>();
     let program = args.program.display().to_string();
     let launcher = setup.launcher.clone();
@@ -64,15 +57,14 @@ pub fn run(args: &Args) -> Result<Outcome, Error> {
     let host_step = Step::start_with(&setup, &["--mpi=host"], &wait);
     let own = setup.hpc_launch_with(&["--mpi=image"], &nothing);
     let host = setup.hpc_launch_with(&["--mpi=host"], &nothing);
-    let row = |name: &str, line| Contender { name: name.into(), line };
     let contenders = [
-        row(LDD, ldd),
-        row(LINKS, links),
-        row(CHECK, check),
-        row(FIRST_OWN, own.clone()),
-        row(FIRST_HOST, host.clone()),
-        row(JOINING_OWN, joining(&own, &own_step)),
-        row(JOINING_HOST, joining(&host, &host_step)),
+        Contender::new(LDD, ldd),
+        Contender::new(LINKS, links),
+        Contender::new(CHECK, check),
+        Contender::new(FIRST_OWN, own.clone()),
+        Contender::new(FIRST_HOST, host.clone()),
+        Contender::new(JOINING_OWN, joining(&own, &own_step)),
+        Contender::new(JOINING_HOST, joining(&host, &host_step)),
     ];
     let mut steps = FreshSteps::default();
     let mut sample = |name: &str, line: &CommandLine| {
@@ -82,12 +74,11 @@ pub fn run(args: &Args) -> Result<Outcome, Error> {
         };
         took.map(|time| time.as_secs_f64() * 1e3)
     };
-    let measured = measure(&contenders, 3, args.runs, &mut sample);
-    machine.finish();
+    let measured = session.measure("inspect", &contenders, &args.rounds.effort(3, 100), &mut sample);
+    let noise = watch.finish();
     drop((own_step, host_step));
 
-    let title = format!("whole processes, {} alternating rounds", args.runs);
-    let group = Group::new(title, "ms", &[LDD, FIRST_OWN, JOINING_OWN], &measured);
+    let group = Group::new("inspect", "whole processes", "ms", &[LDD, FIRST_OWN, JOINING_OWN], &measured);
     let cold = measured.iter().find(|m| m.name == CHECK).and_then(|m| median_estimate(&good(m)));
     let budgets = vec![
         Budget::at_most("abi-probe links against ldd", 1.0, group.ratio(LINKS, LDD)),
@@ -106,11 +97,18 @@ pub fn run(args: &Args) -> Result<Outcome, Error> {
         .into_iter()
         .collect();
     let settings = BTreeMap::from([
-        ("image", setup.image.display().to_string()),
-        ("program", program),
-        ("runs", args.runs.to_string()),
+        ("image".into(), setup.image.display().to_string()),
+        ("program".into(), program),
     ]);
-    Ok(Outcome::from(Report { bench: "inspect", machine, settings, groups: vec![group], budgets, notes }))
+    Ok(Report {
+        bench: "inspect".into(),
+        title: "looking at libraries, and the host's MPI in a program".into(),
+        settings,
+        noise,
+        groups: vec![group],
+        budgets,
+        notes,
+    })
 }
 
 fn good(row: &Measured<f64>) -> Vec<f64> {

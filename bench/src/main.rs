@@ -1,103 +1,146 @@
 //! `hpc-bench`: measures hpc-launch against bare metal and its peers, in alternating runs on one machine.
 //!
-//! Each bench is a module with its options and a `run`; what they share is the sampler (`alternate`),
-//! the command lines (`contender`), one run (`run`), the statistics (`stats`) and the `report`.
+//! Each bench is a module with its options and a `run`; what they share is the `session` with its sampler
+//! (`alternate`), the command lines (`contender`), one run (`run`), the statistics (`stats`), what is kept
+//! (`document`) and how it is told (`report`).
 
 mod alternate;
+mod app;
 mod contender;
-#[allow(dead_code, reason = "its users come next")]
+mod digest;
 mod document;
 mod error;
 mod import;
 mod inspect;
+mod interrupt;
+mod itself;
+mod jobs;
+mod journal;
+mod launcher;
 mod machine;
-mod mpirun;
-mod pingpong;
+mod micro;
+mod output;
+mod peer;
+mod programs;
+mod progress;
 mod report;
 mod run;
+mod session;
 mod start;
 mod stats;
 mod step;
+mod suite;
 mod syscalls;
 mod user;
-mod wireup;
 
+use alternate::Effort;
 use clap::{Parser, Subcommand};
+use document::Report;
 use error::Error;
-use report::{JsonFile, Report};
-use serde::Serialize;
+use interrupt::Interrupt;
+use journal::Journal;
+use output::Outputs;
+use session::Session;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// Measures hpc-launch against bare metal and its peers, in alternating runs on one machine.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Cli {
+    #[command(flatten)]
+    files: Files,
     #[command(subcommand)]
     bench: Bench,
 }
 
+/// Where results go.
+#[derive(Debug, clap::Args)]
+struct Files {
+    /// Keep all of it in this directory: samples as they come, report.json, report.csv, report.html. The same command
+    /// goes on where one was interrupted
+    #[arg(long, value_name = "DIR", global = true)]
+    out: Option<PathBuf>,
+    /// Throw away what is in that directory
+    #[arg(long, requires = "out", global = true)]
+    again: bool,
+    /// Write everything, each sample included, to this file
+    #[arg(long, value_name = "FILE", global = true)]
+    json: Option<PathBuf>,
+    /// Exit with 1 if a run failed or a budget is missed
+    #[arg(long, global = true)]
+    check: bool,
+    /// As root: measure as this ordinary user
+    #[arg(long, value_name = "NAME", global = true)]
+    user: Option<String>,
+}
+
 #[derive(Debug, Subcommand)]
 enum Bench {
-    /// Start of one rank: bare, hpc-launch (alone, first, joining), ch-run and bwrap
+    /// All that a report needs, in a given time
+    Suite(suite::Args),
+    /// Start of one rank: bare, hpc-launch (alone, first, joining), and peers
     Start(start::Args),
-    /// Start and end of many ranks under the host's launcher
-    Mpirun(mpirun::Args),
-    /// Latency and bandwidth between two ranks, bare and inside
-    Pingpong(pingpong::Args),
-    /// From the launcher's start to the end of MPI_Init, of many ranks: bare, bridged, and without a launcher
-    Wireup(wireup::Args),
+    /// Start and end of jobs of many ranks under the host's launcher
+    Jobs(jobs::Args),
+    /// Messages between ranks, bare and inside: latency, bandwidth, rates, collectives, MPI_Init
+    Micro(micro::Args),
+    /// A conjugate gradient, weak and strong scaling
+    Cg(app::CgArgs),
+    /// Any command, by its time or by a figure that it prints
+    App(app::Args),
     /// System calls before the program starts
     Syscalls(syscalls::Args),
     /// What it costs to look at libraries, and to give a program the host's MPI
     Inspect(inspect::Args),
     /// From an OCI image to one file that can be run: hpc-launch, umoci with mksquashfs, podman, ch-convert
     Import(import::Args),
+    /// Bare metal against itself, many times over: what the intervals are worth here
+    Itself(itself::Args),
 }
 
 /// What every bench takes.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 struct Common {
-    /// Image directory
-    #[arg(long, value_name = "DIR")]
+    /// Image: a directory; hpc-launch alone takes a file too
+    #[arg(long, value_name = "IMAGE")]
     image: PathBuf,
     /// The hpc-launch to measure [default: the one beside hpc-bench, then PATH]
     #[arg(long, value_name = "PATH")]
     launcher_bin: Option<PathBuf>,
-    /// As root: measure as this ordinary user
-    #[arg(long, value_name = "NAME")]
-    user: Option<String>,
-    /// Write everything, each sample included, to this file
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// Exit with 1 if a run failed or a budget is missed
+}
+
+/// How often.
+#[derive(Debug, Clone, Default, clap::Args)]
+struct Rounds {
+    /// Rounds at most; every round runs each row once
     #[arg(long)]
-    check: bool,
+    runs: Option<usize>,
+    /// Fewer rounds once so much time went by, but no fewer than three
+    #[arg(long, value_name = "SECONDS")]
+    within: Option<f64>,
 }
 
-/// A bench's result, ready to be shown.
-struct Outcome {
-    text: String,
-    json: serde_json::Result<serde_json::Value>,
-    is_good: bool,
-}
-
-impl Outcome {
-    fn new(report: &impl Serialize, text: String, is_good: bool) -> Self {
-        Outcome { text, json: serde_json::to_value(report), is_good }
+impl Rounds {
+    /// What was asked for, or else so many rounds.
+    fn effort(&self, warm_up: usize, rounds: usize) -> Effort {
+        let rounds = self.runs.unwrap_or(rounds);
+        match self.within {
+            Some(seconds) => Effort::within(warm_up, rounds, Duration::from_secs_f64(seconds.clamp(0.0, 1e6))),
+            None => Effort::rounds(warm_up, rounds),
+        }
     }
-}
 
-impl From<Report> for Outcome {
-    fn from(report: Report) -> Self {
-        Outcome::new(&report, report.text(), report.is_good())
+    /// For each of so many tables.
+    fn share(&self, tables: usize) -> Rounds {
+        Rounds { within: self.within.map(|seconds| seconds / tables.max(1) as f64), ..self.clone() }
     }
 }
 
 fn main() -> ExitCode {
-    match bench(&Cli::parse().bench) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
+    match bench(&Cli::parse()) {
+        Ok(status) => status,
         Err(error) => {
             eprintln!("hpc-bench: {error}");
             ExitCode::from(125)
@@ -105,35 +148,72 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs one bench as the user it asks for; false when it should make the exit status say so.
-fn bench(bench: &Bench) -> Result<bool, Error> {
-    let common = match bench {
-        Bench::Start(args) => args.common(),
-        Bench::Mpirun(args) => args.common(),
-        Bench::Pingpong(args) => args.common(),
-        Bench::Wireup(args) => args.common(),
-        Bench::Syscalls(args) => args.common(),
-        Bench::Inspect(args) => args.common(),
-        Bench::Import(args) => args.common(),
+/// Runs one bench as the user it asks for.
+fn bench(cli: &Cli) -> Result<ExitCode, Error> {
+    let files = &cli.files;
+    if let Some(name) = &files.user {
+        user::become_user(name, files.json.as_deref(), files.out.as_deref())?;
+    }
+    let outputs = Outputs { directory: files.out.clone(), json: files.json.clone() };
+    outputs.prepare(files.again)?;
+    let interrupt = Interrupt::catch()?;
+    let command = command();
+    let journal = match &files.out {
+        Some(dir) => {
+            let of = [format!("hpc-bench {}", env!("CARGO_PKG_VERSION")), command.clone()];
+            Some(Journal::open(&dir.join(output::SAMPLES), &session::now(), &of)?)
+        }
+        None => None,
     };
-    if let Some(name) = &common.user {
-        user::become_user(name, common.json.as_deref())?;
-    }
-    let json = common.json.as_deref().map(JsonFile::create).transpose()?;
-    let outcome = match bench {
-        Bench::Start(args) => start::run(args),
-        Bench::Mpirun(args) => mpirun::run(args),
-        Bench::Pingpong(args) => pingpong::run(args),
-        Bench::Wireup(args) => wireup::run(args),
-        Bench::Syscalls(args) => syscalls::run(args),
-        Bench::Inspect(args) => inspect::run(args),
-        Bench::Import(args) => import::run(args),
+    let mut session = Session::new(journal, interrupt);
+    let reports = match &cli.bench {
+        Bench::Suite(args) => suite::run(args, &mut session),
+        Bench::Start(args) => start::run(args, &mut session).map(|report| vec![report]),
+        Bench::Jobs(args) => jobs::run(args, &mut session).map(|report| vec![report]),
+        Bench::Micro(args) => micro::run(args, &mut session).map(|report| vec![report]),
+        Bench::Cg(args) => app::cg(args, &mut session).map(|report| vec![report]),
+        Bench::App(args) => app::run(args, &mut session).map(|report| vec![report]),
+        Bench::Syscalls(args) => syscalls::run(args, &mut session).map(|report| vec![report]),
+        Bench::Inspect(args) => inspect::run(args, &mut session).map(|report| vec![report]),
+        Bench::Import(args) => import::run(args, &mut session).map(|report| vec![report]),
+        Bench::Itself(args) => itself::run(args, &mut session).map(|report| vec![report]),
     }?;
-    print!("{}", outcome.text);
-    if let Some(mut json) = json {
-        let value =
-            outcome.json.map_err(|e| Error::new("write the report as JSON", e, "report this as a bug"))?;
-        json.write(&value)?;
+    finish(session, reports, command, &outputs, files.check)
+}
+
+/// Shows and writes what there is; the exit status says how it went.
+fn finish(
+    session: Session,
+    reports: Vec<Report>,
+    command: String,
+    outputs: &Outputs,
+    check: bool,
+) -> Result<ExitCode, Error> {
+    let (document, trouble) = session.document(command, reports);
+    print!("{}", document.text());
+    outputs.write(&document)?;
+    if let Some(trouble) = trouble {
+        return Err(trouble);
     }
-    Ok(outcome.is_good || !common.check)
+    Ok(match (document.interrupted, check && !document.is_good()) {
+        // As a shell has it for SIGINT.
+        (true, _) => ExitCode::from(130),
+        (false, true) => ExitCode::FAILURE,
+        (false, false) => ExitCode::SUCCESS,
+    })
+}
+
+/// As one would type it, without what does not change a sample.
+fn command() -> String {
+    let mut words = std::env::args().skip(1);
+    let mut kept = vec!["hpc-bench".to_owned()];
+    while let Some(word) = words.next() {
+        match word.as_str() {
+            "--out" | "--json" => drop(words.next()),
+            "--again" | "--check" => {}
+            word if word.starts_with("--out=") || word.starts_with("--json=") => {}
+            word => kept.push(word.to_owned()),
+        }
+    }
+    kept.join(" ")
 }

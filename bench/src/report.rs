@@ -1,86 +1,15 @@
 //! What is shown: a table on the terminal and everything, sample by sample, as JSON.
 
 use crate::contender::{BARE, BARE_AGAIN, Measured};
-use crate::error::Error;
-use crate::machine::Machine;
-use crate::run::Failure;
+use crate::document::{Better, Budget, Document, FailureKind, Group, Noise, Point, Report, Row};
 use crate::stats::{Estimate, median_estimate, ratio_estimate};
-use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::fs::File;
-use std::io::Write as _;
-use std::path::Path;
 
-/// One bench's result.
-#[derive(Debug, Serialize)]
-pub struct Report {
-    /// The subcommand.
-    pub bench: &'static str,
-    /// Where it ran.
-    pub machine: Machine,
-    /// What was asked for.
-    pub settings: BTreeMap<&'static str, String>,
-    /// The tables.
-    pub groups: Vec<Group>,
-    /// The numbers that were promised.
-    pub budgets: Vec<Budget>,
-    /// What was verified or noticed on the way.
-    pub notes: Vec<String>,
-}
-
-/// One table: rows that are compared with each other.
-#[derive(Debug, Serialize)]
-pub struct Group {
-    /// What was measured.
-    pub title: String,
-    /// Of all its numbers but the ratios.
-    pub unit: &'static str,
-    /// In the order of the table.
-    pub rows: Vec<Row>,
-    /// Whether the terminal shows it too; the JSON always has it.
-    #[serde(skip)]
-    pub in_text: bool,
-}
-
-/// One contender.
-#[derive(Debug, Serialize)]
-pub struct Row {
-    /// As in the table.
-    pub name: String,
-    /// As one would type it.
-    pub command: String,
-    /// One per round; `null` where the run failed.
-    pub samples: Vec<Option<f64>>,
-    /// Of the samples there are.
-    pub median: Option<Estimate>,
-    /// By the row it is compared with, over the rounds in which both ran.
-    pub ratios: BTreeMap<String, Estimate>,
-    /// Failed runs, alike ones together.
-    pub failures: Vec<FailureKind>,
-    /// Why the row was not run at all.
-    pub not_run: Option<String>,
-}
-
-/// Failed runs that ended alike.
-#[derive(Debug, Serialize)]
-pub struct FailureKind {
-    runs: usize,
-    /// The first of them.
-    #[serde(flatten)]
-    first: Failure,
-}
-
-/// A number that was promised, and whether it holds.
-#[derive(Debug, Serialize)]
-pub struct Budget {
-    what: String,
-    limit: String,
-    measured: Option<Estimate>,
-    met: bool,
-    /// The limit lies within the interval: another run might judge otherwise.
-    close: bool,
-}
+/// Time that a hypervisor gave to others, from which on it is told.
+const MUCH_STOLEN: f64 = 0.02;
+/// How far the clock rate may be from what it was without being told.
+const CLOCK_DRIFT: f64 = 0.05;
 
 impl Budget {
     /// A value that must not exceed `limit`.
@@ -124,10 +53,12 @@ impl Budget {
 }
 
 impl Group {
-    /// Statistics of `rows`, each against each of the rows named in `baselines`.
+    /// Statistics of times, or what else is better the less there is of it, of all rows, each against each of the rows
+    /// named in `baselines`.
     pub fn new(
+        key: impl Into<String>,
         title: impl Into<String>,
-        unit: &'static str,
+        unit: &str,
         baselines: &[&str],
         measured: &[Measured<f64>],
     ) -> Self {
@@ -155,7 +86,27 @@ impl Group {
                 not_run: row.outcomes.as_ref().err().cloned(),
             }
         });
-        Group { title: title.into(), unit, rows: rows.collect(), in_text: true }
+        Group {
+            key: key.into(),
+            title: title.into(),
+            unit: unit.into(),
+            better: Better::Lower,
+            point: None,
+            rows: rows.collect(),
+            in_text: true,
+        }
+    }
+
+    /// Of rates.
+    pub fn higher_is_better(mut self) -> Self {
+        self.better = Better::Higher;
+        self
+    }
+
+    /// A place in a plot.
+    pub fn at(mut self, plot: impl Into<String>, x: f64, x_unit: &str) -> Self {
+        self.point = Some(Point { plot: plot.into(), x, x_unit: x_unit.into() });
+        self
     }
 
     /// For the JSON only.
@@ -173,7 +124,7 @@ impl Group {
         let mut baselines: Vec<&String> = self.rows.iter().flat_map(|row| row.ratios.keys()).collect();
         baselines.sort_unstable();
         baselines.dedup();
-        let mut lines = vec![vec![String::new(), self.unit.into(), "95 %".into()]];
+        let mut lines = vec![vec![String::new(), self.unit.clone(), "95 %".into()]];
         lines[0].extend(baselines.iter().map(|name| format!("× {name}")));
         for row in &self.rows {
             let mut cells = vec![row.name.clone()];
@@ -250,53 +201,94 @@ impl Report {
         text
     }
 
+    /// Of all tables the ratio of bare metal to itself that is the farthest from 1.
+    pub fn against_itself(&self) -> Option<Estimate> {
+        let ratios = self.groups.iter().filter_map(|group| group.ratio(BARE_AGAIN, BARE));
+        ratios.max_by(|a, b| a.value.ln().abs().total_cmp(&b.value.ln().abs()))
+    }
+
     fn noise(&self) -> String {
-        let machine = &self.machine;
+        let noise = &self.noise;
         let mut text = String::from("noise: ");
-        // Of several tables the worst one.
-        let ratio = self
-            .groups
-            .iter()
-            .filter_map(|group| group.ratio(BARE_AGAIN, BARE))
-            .max_by(|a, b| a.value.ln().abs().total_cmp(&b.value.ln().abs()));
-        if let Some(ratio) = &ratio {
-            let _ = write!(text, "bare against bare {} {}; ", number(ratio.value), interval(ratio));
+        if let Some(ratio) = self.against_itself() {
+            let _ = write!(text, "bare against bare {} {}; ", number(ratio.value), interval(&ratio));
         }
         let _ = writeln!(
             text,
             "load average {:.2} before, {:.2} after, on {} CPUs",
-            machine.load_before, machine.load_after, machine.cpus
+            noise.load_before, noise.load_after, noise.cpus
         );
-        if machine.load_before > machine.cpus as f64 / 2.0 {
-            text += "warning: the machine was busy before the first sample; wait for it to rest, or trust the ratios only\n";
-        }
-        if ratio.is_some_and(|ratio| ratio.low > 1.0 || ratio.high < 1.0) {
-            text += "warning: bare against bare is not 1 within its interval; differences of that size mean nothing here\n";
+        for warning in self.warnings() {
+            text += &format!("warning: {warning}\n");
         }
         text
     }
+
+    /// What a reader must know before believing the numbers.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = self.noise.warnings();
+        let ratios: Vec<Estimate> =
+            self.groups.iter().filter_map(|group| group.ratio(BARE_AGAIN, BARE)).collect();
+        let off = ratios.iter().filter(|ratio| ratio.low > 1.0 || ratio.high < 1.0).count();
+        // One interval in twenty misses by chance.
+        if off > 0 && off >= ratios.len().div_ceil(10) {
+            warnings.push(format!(
+                "bare against bare is not 1 within its interval in {off} of {} tables; differences of that size mean \
+                 nothing here",
+                ratios.len()
+            ));
+        }
+        warnings
+    }
 }
 
-/// Where the JSON goes. It is opened before anything is measured: a typing error must not cost a run.
-#[derive(Debug)]
-pub struct JsonFile(File, String);
+impl Noise {
+    fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if self.load_before > self.cpus as f64 / 2.0 {
+            warnings.push(
+                "the machine was busy before the first sample; wait for it to rest, or trust the ratios only".into(),
+            );
+        }
+        if let Some(stolen) = self.stolen.filter(|stolen| *stolen > MUCH_STOLEN) {
+            let share = stolen * 100.0;
+            warnings.push(format!("the hypervisor gave {share:.0} % of the processors' time to others"));
+        }
+        if let Some((before, after)) = self.clock.filter(|(a, b)| (b / a - 1.0).abs() > CLOCK_DRIFT) {
+            warnings.push(format!("the clock rate went from {before:.0} to {after:.0} MHz"));
+        }
+        if self.cpus == 1 {
+            warnings.push(
+                "there is one CPU: two ranks never run at once, so that latency and bandwidth are the scheduler's".into(),
+            );
+        }
+        warnings
+    }
+}
 
-impl JsonFile {
-    /// Creates or empties `path`.
-    pub fn create(path: &Path) -> Result<Self, Error> {
-        let file = File::create(path)
-            .map_err(|e| Error::new(format!("write {}", path.display()), e, "give --json another path"))?;
-        Ok(JsonFile(file, path.display().to_string()))
+impl Document {
+    /// True when nothing failed and every budget is met.
+    pub fn is_good(&self) -> bool {
+        self.reports.iter().all(Report::is_good)
     }
 
-    /// Writes the whole report.
-    pub fn write(&mut self, report: &impl Serialize) -> Result<(), Error> {
-        serde_json::to_writer_pretty(&self.0, report)
-            .map_err(std::io::Error::from)
-            .and_then(|()| self.0.write_all(b"\n"))
-            .map_err(|e| {
-                Error::new(format!("write {}", self.1), e, "make room there, or give --json another path")
-            })
+    /// All reports as text.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        for report in &self.reports {
+            if self.reports.len() > 1 {
+                let title = format!("{}: {}", report.bench, report.title);
+                let _ = writeln!(text, "{title}\n{}\n", "=".repeat(title.chars().count()));
+            }
+            text += &report.text();
+            if self.reports.len() > 1 {
+                text.push('\n');
+            }
+        }
+        if self.interrupted {
+            text += "interrupted: these are the rounds that there are\n";
+        }
+        text
     }
 }
 
@@ -332,7 +324,8 @@ pub fn number(value: f64) -> String {
     }
 }
 
-fn interval(estimate: &Estimate) -> String {
+/// The ends of an interval.
+pub fn interval(estimate: &Estimate) -> String {
     format!("[{}, {}]", number(estimate.low), number(estimate.high))
 }
 
@@ -350,6 +343,7 @@ fn failure_kinds(row: &Measured<f64>) -> Vec<FailureKind> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::run::Failure;
 
     fn measured(name: &str, outcomes: Result<Vec<Result<f64, Failure>>, String>) -> Measured<f64> {
         Measured { name: name.into(), command: format!("run {name}"), outcomes }
@@ -358,6 +352,7 @@ mod tests {
     fn group() -> Group {
         let hung = || Err(Failure::new("timed out after 30 s", "PMIX ERROR"));
         Group::new(
+            "a/key",
             "a title",
             "ms",
             &["bare"],

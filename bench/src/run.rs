@@ -1,6 +1,7 @@
 //! One run of one command line: started, timed, bounded in time, and its failure told.
 
 use crate::error::Error;
+use crate::interrupt::Interrupt;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
@@ -16,6 +17,8 @@ use std::{fmt, fs, io};
 
 /// How much of a failed run's stderr is shown.
 const TAIL_BYTES: u64 = 2000;
+/// How much of what a run prints is looked at.
+const OUTPUT_BYTES: u64 = 4 << 20;
 /// What a process gets between SIGTERM and SIGKILL; mpirun needs about 2 s to end its ranks.
 const GRACE: Duration = Duration::from_secs(4);
 
@@ -85,6 +88,27 @@ impl Failure {
     pub fn new(status: impl Into<String>, stderr: impl Into<String>) -> Self {
         Failure { status: status.into(), stderr: stderr.into() }
     }
+
+    /// It took longer than it was given.
+    pub fn timed_out(limit: Duration, stderr: impl Into<String>) -> Self {
+        Failure::new(format!("{TIMED_OUT} after {} s", limit.as_secs_f64()), stderr)
+    }
+
+    /// Whether it took longer than it was given.
+    pub fn is_time_out(&self) -> bool {
+        self.status.starts_with(TIMED_OUT)
+    }
+}
+
+const TIMED_OUT: &str = "timed out";
+
+/// A run that ended well.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Ran {
+    /// From spawn to its end.
+    pub took: Duration,
+    /// Minor page faults of the process and of those of its children that it waited for.
+    pub faults: u64,
 }
 
 impl fmt::Display for Failure {
@@ -104,11 +128,12 @@ pub struct Runner {
     stderr: File,
     stdout: File,
     limit: Duration,
+    interrupt: Interrupt,
 }
 
 impl Runner {
-    /// A runner that ends each run which takes longer than `limit`.
-    pub fn new(limit: Duration) -> Result<Self, Error> {
+    /// A runner that ends each run which takes longer than `limit`, or is under way when the user wants to stop.
+    pub fn new(limit: Duration, interrupt: Interrupt) -> Result<Self, Error> {
         let scratch = || {
             tempfile::tempfile().map_err(|e| {
                 let dir = std::env::temp_dir();
@@ -119,26 +144,45 @@ impl Runner {
                 )
             })
         };
-        Ok(Runner { stderr: scratch()?, stdout: scratch()?, limit })
+        Ok(Runner { stderr: scratch()?, stdout: scratch()?, limit, interrupt })
     }
 
-    /// The time from spawn to reaped; stdin and stdout are /dev/null.
+    /// The time from spawn to its end; stdin and stdout are /dev/null.
     pub fn time(&mut self, line: &CommandLine) -> Result<Duration, Failure> {
+        self.ran(line).map(|ran| ran.took)
+    }
+
+    /// The same with what else is known of it.
+    pub fn ran(&mut self, line: &CommandLine) -> Result<Ran, Failure> {
         self.go(line, Stdio::null())
     }
 
     /// What the run wrote to stdout.
     pub fn output(&mut self, line: &CommandLine) -> Result<String, Failure> {
+        let (text, ended) = self.said(line)?;
+        ended.map(|_| text)
+    }
+
+    /// What the run wrote to stdout, however it ended.
+    pub fn said(&mut self, line: &CommandLine) -> Result<(String, Result<Ran, Failure>), Failure> {
         let unusable = |e: io::Error| Failure::new(format!("its output cannot be kept: {e}"), "");
         self.stdout.set_len(0).and_then(|()| self.stdout.rewind()).map_err(unusable)?;
         let stdout = self.stdout.try_clone().map_err(unusable)?;
-        self.go(line, stdout.into())?;
+        let ended = self.go(line, stdout.into());
         let mut text = Vec::new();
-        self.stdout.rewind().and_then(|()| self.stdout.read_to_end(&mut text)).map_err(unusable)?;
-        Ok(String::from_utf8_lossy(&text).into_owned())
+        let bounded = self.stdout.rewind().map(|()| self.stdout.by_ref().take(OUTPUT_BYTES));
+        bounded.and_then(|mut stdout| stdout.read_to_end(&mut text)).map_err(unusable)?;
+        Ok((String::from_utf8_lossy(&text).into_owned(), ended))
     }
 
-    fn go(&mut self, line: &CommandLine, stdout: Stdio) -> Result<Duration, Failure> {
+    /// What the run wrote to stdout and stderr.
+    pub fn both(&mut self, line: &CommandLine) -> Result<String, Failure> {
+        let mut text = self.output(line)?;
+        text += &self.stderr_tail();
+        Ok(text)
+    }
+
+    fn go(&mut self, line: &CommandLine, stdout: Stdio) -> Result<Ran, Failure> {
         let unusable = |e: io::Error| Failure::new(format!("its stderr cannot be kept: {e}"), "");
         self.stderr.set_len(0).and_then(|()| self.stderr.rewind()).map_err(unusable)?;
         let stderr = self.stderr.try_clone().map_err(unusable)?;
@@ -148,21 +192,45 @@ impl Runner {
         // Instant is CLOCK_MONOTONIC.
         let start = Instant::now();
         let mut child = command.spawn().map_err(|e| Failure::new(format!("not started: {e}"), ""))?;
-        let ended = wait(&mut child, self.limit);
+        let ended = self.ends_within(&child);
         let took = start.elapsed();
 
-        match ended {
-            Ok(Some(status)) if status.success() => Ok(took),
-            Ok(Some(status)) => Err(Failure::new(status_text(status), self.stderr_tail())),
-            Ok(None) => {
+        let status = match ended {
+            Ok(true) => {
+                let faults = faults(child.id());
+                let status = child.wait().map_err(|e| Failure::new(format!("cannot be waited for: {e}"), ""))?;
+                if status.success() {
+                    return Ok(Ran { took, faults });
+                }
+                status
+            }
+            Ok(false) => {
                 end_tree(&mut child);
-                Err(Failure::new(format!("timed out after {} s", self.limit.as_secs()), self.stderr_tail()))
+                return Err(Failure::timed_out(self.limit, self.stderr_tail()));
             }
             Err(e) => {
                 end_tree(&mut child);
-                Err(Failure::new(format!("cannot be waited for: {e}"), self.stderr_tail()))
+                return Err(Failure::new(format!("cannot be waited for: {e}"), self.stderr_tail()));
+            }
+        };
+        Err(Failure::new(status_text(status), self.stderr_tail()))
+    }
+
+    /// Until the child ends, the limit is reached or the user wants to stop.
+    fn ends_within(&self, child: &Child) -> io::Result<bool> {
+        let pidfd = pidfd_open(pid_of(child), PidfdFlags::empty())?;
+        let deadline = Instant::now() + self.limit;
+        while !self.interrupt.came() {
+            // A signal that comes before the poll does not end it.
+            let left = deadline.saturating_duration_since(Instant::now());
+            if ends_within(&pidfd, left.min(Duration::from_secs(1)))? {
+                return Ok(true);
+            }
+            if left.is_zero() {
+                return Ok(false);
             }
         }
+        Ok(false)
     }
 
     fn stderr_tail(&mut self) -> String {
@@ -185,15 +253,12 @@ pub fn wait(child: &mut Child, limit: Duration) -> io::Result<Option<ExitStatus>
 
 /// A pidfd is readable once its process is dead, and stays that process's own if the number is used again.
 fn ends_within(pidfd: &OwnedFd, limit: Duration) -> io::Result<bool> {
-    let deadline = Instant::now() + limit;
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
-        match poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&timeout)) {
-            Ok(ready) => return Ok(ready > 0),
-            Err(rustix::io::Errno::INTR) => {}
-            Err(e) => return Err(e.into()),
-        }
+    let timeout = Timespec { tv_sec: limit.as_secs() as i64, tv_nsec: i64::from(limit.subsec_nanos()) };
+    match poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&timeout)) {
+        Ok(ready) => Ok(ready > 0),
+        // Whoever waits for longer looks whether the user wants to stop.
+        Err(rustix::io::Errno::INTR) => Ok(false),
+        Err(e) => Err(e.into()),
     }
 }
 
@@ -238,6 +303,17 @@ fn descendants(root: u32) -> Vec<Pid> {
     found
 }
 
+/// Of a process that has ended and was not reaped: minflt and cminflt, fields 10 and 11 of proc_pid_stat(5).
+fn faults(pid: u32) -> u64 {
+    faults_of(&fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default())
+}
+
+fn faults_of(stat: &str) -> u64 {
+    // The name, in parentheses, may hold blanks and parentheses; the fields after it are 3, 4, ….
+    let fields = stat.rsplit_once(") ").map_or("", |(_, rest)| rest).split(' ');
+    fields.skip(7).take(2).filter_map(|word| word.parse::<u64>().ok()).sum()
+}
+
 fn status_text(status: ExitStatus) -> String {
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("exit {code}"),
@@ -261,7 +337,7 @@ mod tests {
     }
 
     fn runner() -> Runner {
-        Runner::new(Duration::from_millis(300)).unwrap()
+        Runner::new(Duration::from_millis(300), Interrupt::default()).unwrap()
     }
 
     #[test]
@@ -295,12 +371,25 @@ mod tests {
         let start = Instant::now();
         let mut runner = runner();
         let failure = runner.time(&shell("echo hung >&2; sleep 61.7 & wait")).unwrap_err();
-        assert_eq!(failure, Failure::new("timed out after 0 s", "hung"));
+        assert_eq!(failure, Failure::new("timed out after 0.3 s", "hung"));
         assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
         let left = fs::read_dir("/proc").unwrap().flatten().any(|entry| {
             fs::read(entry.path().join("cmdline")).is_ok_and(|words| words == b"sleep\x0061.7\0")
         });
         assert!(!left, "the child of the ended run still runs");
+    }
+
+    #[test]
+    fn what_was_said_before_the_end_is_kept() {
+        let (text, ended) = runner().said(&shell("echo so far; exec sleep 9")).unwrap();
+        assert_eq!(text, "so far\n");
+        assert!(ended.unwrap_err().is_time_out());
+    }
+
+    #[test]
+    fn page_faults_of_a_process_and_its_children() {
+        assert_eq!(faults_of("7 (a ) b) Z 1 7 7 0 -1 4194564 120 30 0 0 1 2"), 150);
+        assert!(runner().ran(&shell("/bin/true; exit 0")).unwrap().faults > 50);
     }
 
     #[test]

@@ -1,12 +1,14 @@
 //! `hpc-bench start`: what it costs to start one rank, from spawn to reaped.
 
-use crate::contender::{BARE, BARE_AGAIN, BWRAP, CH_RUN, Contender, Setup, measure};
+use crate::contender::{BARE, BARE_AGAIN, Contender, Measured, Setup};
+use crate::document::{Budget, Group, Report};
 use crate::error::Error;
-use crate::machine::Machine;
-use crate::report::{Budget, Group, Report};
-use crate::run::{CommandLine, Runner};
+use crate::peer::{self, CH_RUN, Job};
+use crate::run::{CommandLine, Failure};
+use crate::session::Session;
 use crate::step::{FreshSteps, Step, joining};
-use crate::{Common, Outcome};
+use crate::{Common, Rounds};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::time::Duration;
@@ -24,17 +26,18 @@ const JOINING: &str = "hpc-launch, joining rank";
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    common: Common,
-    /// Rounds; every round runs each row once
-    #[arg(long, default_value_t = 200)]
-    runs: usize,
+    pub common: Common,
+    #[command(flatten)]
+    pub peers: peer::Args,
+    #[command(flatten)]
+    pub rounds: Rounds,
 }
 
-impl Args {
-    /// The options that all benches share.
-    pub fn common(&self) -> &Common {
-        &self.common
-    }
+/// One run.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+struct Start {
+    milliseconds: f64,
+    faults: f64,
 }
 
 /// By variables: a command line with options is read in another way.
@@ -45,10 +48,12 @@ fn unsurveyed() -> impl Iterator<Item = (OsString, OsString)> {
 }
 
 /// Measures, and compares.
-pub fn run(args: &Args) -> Result<Outcome, Error> {
+pub fn run(args: &Args, session: &mut Session) -> Result<Report, Error> {
     let setup = Setup::new(&args.common.image, args.common.launcher_bin.as_deref())?;
-    let mut runner = Runner::new(Duration::from_secs(30))?;
-    let mut machine = Machine::survey(&setup, &mut runner, &["ch-run", "bwrap"]);
+    let mut runner = session.runner(Duration::from_secs(30))?;
+    session.note(&setup, &mut runner, peer::PROGRAMS)?;
+    let peers = args.peers.prepare(&setup, &mut runner)?;
+    let watch = session.watch();
     let mut notes = Vec::new();
 
     // Started once and kept: the timed joiners find a rank that runs, as all but the first do in a job.
@@ -60,38 +65,53 @@ pub fn run(args: &Args) -> Result<Outcome, Error> {
     // Without input it does as little as `true`, and it is what the step's first rank runs: others do not join.
     let words = ["/bin/cat".to_owned()];
     let ours = setup.hpc_launch(&words);
-    let row = |name: &str, line| Contender { name: name.into(), line };
-    let contenders = [
-        row(BARE, Ok(setup.bare(&words))),
-        row(BARE_AGAIN, Ok(setup.bare(&words))),
-        row(ALONE, ours.clone()),
-        row(UNSURVEYED, ours.clone().map(|line| line.with_env(unsurveyed()))),
-        row(FIRST, ours.clone()),
-        row(JOINING, joining(&ours, &step)),
-        row(CH_RUN, setup.ch_run(&words)),
-        row(BWRAP, setup.bwrap(&words)),
+    session.plan(ALONE, &ours, &setup, &mut runner);
+    let mut contenders = vec![
+        Contender::new(BARE, Ok(setup.bare(&words))),
+        Contender::new(BARE_AGAIN, Ok(setup.bare(&words))),
+        Contender::new(FIRST, ours.clone()),
+        Contender::new(JOINING, joining(&ours, &step)),
+        Contender::new(ALONE, ours.clone()),
+        Contender::new(UNSURVEYED, ours.clone().map(|line| line.with_env(unsurveyed()))),
     ];
+    contenders.extend(peers.rows(&words, Job::Single, &setup));
     let mut steps = FreshSteps::default();
     let mut sample = |name: &str, line: &CommandLine| {
-        let took = if name == FIRST {
-            runner.time(&line.clone().with_env(steps.first_rank()))
+        let ran = if name == FIRST {
+            runner.ran(&line.clone().with_env(steps.first_rank()))
         } else {
-            runner.time(line)
-        };
-        took.map(|time| time.as_secs_f64() * 1e3)
+            runner.ran(line)
+        }?;
+        Ok::<_, Failure>(Start { milliseconds: ran.took.as_secs_f64() * 1e3, faults: ran.faults as f64 })
     };
-    let measured = measure(&contenders, 3, args.runs, &mut sample);
-    machine.finish();
+    let effort = args.rounds.effort(3, 200);
+    let measured = session.measure("start", &contenders, &effort, &mut sample);
     drop(step);
 
-    let title = format!("start of /bin/cat, whole process, {} alternating rounds", args.runs);
-    let group = Group::new(title, "ms", &[BARE, CH_RUN, UNSURVEYED], &measured);
+    let of = |what: fn(&Start) -> f64| -> Vec<Measured<f64>> { measured.iter().map(|m| m.map(what)).collect() };
+    let title = "start and end of /bin/cat, whole process";
+    let baselines = [BARE, CH_RUN, UNSURVEYED];
+    let group = Group::new("start/time", title, "ms", &baselines, &of(|start| start.milliseconds));
+    let faults = Group::new(
+        "start/faults",
+        "page faults, of the process and of those that it waited for",
+        "faults",
+        &[BARE],
+        &of(|start| start.faults),
+    );
     let budgets = vec![
         Budget::at_most("first rank against ch-run", 0.65, group.ratio(FIRST, CH_RUN)),
-        Budget::at_most("the look at devices", 1.1, group.ratio(ALONE, UNSURVEYED)),
         Budget::at_most("joining rank against ch-run", 0.5, group.ratio(JOINING, CH_RUN)),
+        Budget::at_most("the look at devices", 1.1, group.ratio(ALONE, UNSURVEYED)),
     ];
-    let settings =
-        BTreeMap::from([("image", setup.image.display().to_string()), ("runs", args.runs.to_string())]);
-    Ok(Outcome::from(Report { bench: "start", machine, settings, groups: vec![group], budgets, notes }))
+    let settings = BTreeMap::from([("image".into(), setup.image.display().to_string())]);
+    Ok(Report {
+        bench: "start".into(),
+        title: "one rank".into(),
+        settings,
+        noise: watch.finish(),
+        groups: vec![group, faults],
+        budgets,
+        notes,
+    })
 }

@@ -1,14 +1,14 @@
 //! `hpc-bench syscalls`: how many system calls lie between a launcher's start and its program's.
 
-use crate::contender::{BARE, BWRAP, CH_RUN, Setup, find_program};
+use crate::Common;
+use crate::contender::{BARE, Contender, Measured, Setup, find_program};
+use crate::document::{Budget, Group, Report};
 use crate::error::Error;
-use crate::machine::Machine;
-use crate::report::{Budget, columns};
-use crate::run::{CommandLine, Runner};
+use crate::peer::{self, Job};
+use crate::run::{CommandLine, Failure, Runner};
+use crate::session::Session;
 use crate::stats::Estimate;
 use crate::step::{FreshSteps, Step, joining};
-use crate::{Common, Outcome};
-use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
@@ -21,21 +21,16 @@ const JOINING: &str = "hpc-launch, joining rank";
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    common: Common,
+    pub common: Common,
+    #[command(flatten)]
+    pub peers: peer::Args,
     /// Also list which calls they are
     #[arg(long)]
-    list: bool,
-}
-
-impl Args {
-    /// The options that all benches share.
-    pub fn common(&self) -> &Common {
-        &self.common
-    }
+    pub list: bool,
 }
 
 /// The calls of one run.
-#[derive(Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Count {
     /// Of the process that becomes the program, from the launcher's first to the last before the execve.
     before_program: usize,
@@ -49,33 +44,15 @@ struct Count {
     whole: usize,
 }
 
-#[derive(Debug, Serialize)]
-struct Row {
-    name: &'static str,
-    command: String,
-    #[serde(flatten)]
-    count: Option<Count>,
-    /// Why there is no count.
-    failed: Option<String>,
-}
-
-#[derive(Debug, Serialize)]
-struct Report {
-    bench: &'static str,
-    machine: Machine,
-    image: String,
-    rows: Vec<Row>,
-    budgets: Vec<Budget>,
-    notes: Vec<String>,
-}
-
 /// Counts, and compares.
-pub fn run(args: &Args) -> Result<Outcome, Error> {
+pub fn run(args: &Args, session: &mut Session) -> Result<Report, Error> {
     let setup = Setup::new(&args.common.image, args.common.launcher_bin.as_deref())?;
-    let mut runner = Runner::new(Duration::from_secs(30))?;
-    let mut machine = Machine::survey(&setup, &mut runner, &["strace", "ch-run", "bwrap"]);
+    let mut runner = session.runner(Duration::from_secs(60))?;
+    session.note(&setup, &mut runner, &[peer::PROGRAMS, &["strace"]].concat())?;
     let strace = find_program("strace", "apt-get install strace")
         .map_err(|why| Error::new("count system calls", why, "install it, or leave this bench out"))?;
+    let peers = args.peers.prepare(&setup, &mut runner)?;
+    let watch = session.watch();
     let mut notes = Vec::new();
     let step = Step::start(&setup).and_then(|step| {
         notes.push(step.verify(&setup, &mut runner)?);
@@ -86,41 +63,62 @@ pub fn run(args: &Args) -> Result<Outcome, Error> {
     let words = ["/bin/cat".to_owned()];
     let ours = setup.hpc_launch(&words);
     let first = ours.clone().map(|line| line.with_env(FreshSteps::default().first_rank()));
-    let lines = [
-        (BARE, Ok(setup.bare(&words))),
-        (FIRST, first),
-        (JOINING, joining(&ours, &step)),
-        (CH_RUN, setup.ch_run(&words)),
-        (BWRAP, setup.bwrap(&words)),
+    let mut contenders = vec![
+        Contender::new(BARE, Ok(setup.bare(&words))),
+        Contender::new(FIRST, first),
+        Contender::new(JOINING, joining(&ours, &step)),
     ];
-    let rows: Vec<Row> = lines
-        .into_iter()
-        .map(|(name, line)| {
-            let command = line.as_ref().map(CommandLine::to_string).unwrap_or_default();
-            let count = line.and_then(|line| {
+    contenders.extend(peers.rows(&words, Job::Single, &setup));
+    let counts: Vec<Measured<Count>> = contenders
+        .iter()
+        .map(|c| Measured {
+            name: c.name.clone(),
+            command: c.line.as_ref().map(CommandLine::to_string).unwrap_or_default(),
+            outcomes: c.line.clone().map(|line| {
                 // Once without strace: the count of a rank that finds a plan made before is wanted, as in a job.
-                runner.time(&line).map_err(|failure| failure.to_string())?;
-                count(&setup, &strace, &line, &mut runner)
-            });
-            let (count, failed) = match count {
-                Ok(count) => (Some(count), None),
-                Err(why) => (None, Some(why)),
-            };
-            Row { name, command, count, failed }
+                vec![runner.time(&line).and_then(|_| {
+                    count(&setup, &strace, &line, &mut runner).map_err(|why| Failure::new(why, ""))
+                })]
+            }),
         })
         .collect();
-    machine.finish();
     drop(step);
 
-    let joined = rows.iter().find(|row| row.name == JOINING).and_then(|row| row.count.as_ref());
-    let joined = joined.map(|count| Estimate::exact((count.before_program + count.elsewhere) as f64));
+    let table = |key: &str, title: &str, unit: &str, of: fn(&Count) -> usize| {
+        let rows: Vec<Measured<f64>> = counts.iter().map(|row| row.map(|count| of(count) as f64)).collect();
+        Group::new(format!("syscalls/{key}"), title, unit, &[], &rows)
+    };
+    let groups = vec![
+        table("before", "system calls before the program starts", "calls", |c| c.before_program),
+        table("elsewhere", "system calls of other processes", "calls", |c| c.elsewhere),
+        table("processes", "other processes", "processes", |c| c.other_processes),
+        table("whole", "system calls of the whole run, the program's own included", "calls", |c| c.whole),
+    ];
+    let found = |name: &str| {
+        let row = counts.iter().find(|row| row.name == name)?;
+        row.outcomes.as_ref().ok()?.first()?.as_ref().ok()
+    };
+    let joined = found(JOINING).map(|count| Estimate::exact((count.before_program + count.elsewhere) as f64));
     let budgets = vec![Budget::at_most("system calls of a joining rank before its program", 149.0, joined)];
-    let image = setup.image.display().to_string();
-    let report = Report { bench: "syscalls", machine, image, rows, budgets, notes };
-    let text = report.text(args.list);
-    let is_good =
-        report.rows.iter().all(|row| row.failed.is_none()) && report.budgets.iter().all(Budget::is_met);
-    Ok(Outcome::new(&report, text, is_good))
+    if args.list {
+        notes.extend(counts.iter().filter_map(|row| {
+            let count = found(&row.name).filter(|count| count.before_program > 0)?;
+            let mut calls: Vec<_> = count.by_name.iter().collect();
+            calls.sort_by_key(|(_, n)| std::cmp::Reverse(**n));
+            let calls: Vec<String> = calls.iter().map(|(name, n)| format!("{n} {name}")).collect();
+            Some(format!("{}: {}", row.name, calls.join(", ")))
+        }));
+    }
+    let settings = BTreeMap::from([("image".into(), setup.image.display().to_string())]);
+    Ok(Report {
+        bench: "syscalls".into(),
+        title: "system calls of one rank".into(),
+        settings,
+        noise: watch.finish(),
+        groups,
+        budgets,
+        notes,
+    })
 }
 
 /// One traced run. `-ff` gives each process a file of its own, so no line is torn by another's.
@@ -184,43 +182,6 @@ fn name_of_call(line: &str) -> Option<&str> {
 /// A successful execve or execveat; after it the process is another program.
 fn is_exec(line: &str) -> bool {
     matches!(name_of_call(line), Some("execve" | "execveat")) && line.trim_end().ends_with(" = 0")
-}
-
-impl Report {
-    fn text(&self, list: bool) -> String {
-        let head = ["", "before the program", "other processes", "their calls", "whole run"];
-        let mut lines = vec![head.map(str::to_owned).to_vec()];
-        for row in &self.rows {
-            let mut cells = vec![row.name.to_owned()];
-            match &row.count {
-                Some(count) => cells.extend(
-                    [count.before_program, count.other_processes, count.elsewhere, count.whole]
-                        .map(|n| n.to_string()),
-                ),
-                None => cells.push("FAILED".into()),
-            }
-            lines.push(cells);
-        }
-        let mut text = format!("system calls of /bin/cat\n{}\n", columns(&lines));
-        for row in &self.rows {
-            if let Some(why) = &row.failed {
-                text += &format!("{}: {why}\n", row.name);
-            }
-            if let Some(count) = row.count.as_ref().filter(|count| list && count.before_program > 0) {
-                let mut calls: Vec<_> = count.by_name.iter().collect();
-                calls.sort_by_key(|(_, n)| std::cmp::Reverse(**n));
-                let calls: Vec<String> = calls.iter().map(|(name, n)| format!("{n} {name}")).collect();
-                text += &format!("{}: {}\n", row.name, calls.join(", "));
-            }
-        }
-        for note in &self.notes {
-            text += &format!("{note}\n");
-        }
-        for budget in &self.budgets {
-            text += &budget.text();
-        }
-        text
-    }
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use crate::contender::find_program;
 use crate::error::Error;
 use std::env;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::fchown;
 use std::os::unix::process::CommandExt;
@@ -20,8 +20,9 @@ struct Account {
 }
 
 /// Returns once this process runs as `name`; as root it gets there by starting over as that user.
-/// `json` is made theirs first, for root may have named a place where they cannot create a file.
-pub fn become_user(name: &str, json: Option<&Path>) -> Result<(), Error> {
+/// `json` and `out`, a file and a directory, are made theirs first, for root may have named a place where they cannot
+/// create one. (The file is rewritten in place then.)
+pub fn become_user(name: &str, json: Option<&Path>, out: Option<&Path>) -> Result<(), Error> {
     let account = account(name)?;
     let uid = rustix::process::geteuid();
     if uid.as_raw() == account.uid {
@@ -34,15 +35,16 @@ pub fn become_user(name: &str, json: Option<&Path>) -> Result<(), Error> {
             "leave --user out, or start hpc-bench as root",
         ));
     }
+    let hand = |path: &Path, made: io::Result<File>| {
+        made.and_then(|file| fchown(&file, Some(account.uid), Some(account.gid))).map_err(|e| {
+            Error::new(format!("hand {} to {name}", path.display()), e, "give --json or --out another path")
+        })
+    };
     if let Some(path) = json {
-        File::options()
-            .create(true)
-            .append(true)
-            .open(path)
-            .and_then(|file| fchown(&file, Some(account.uid), Some(account.gid)))
-            .map_err(|e| {
-                Error::new(format!("hand {} to {name}", path.display()), e, "give --json another path")
-            })?;
+        hand(path, File::options().create(true).append(true).open(path))?;
+    }
+    if let Some(path) = out {
+        hand(path, fs::create_dir_all(path).and_then(|()| File::open(path)))?;
     }
     let failed = |why: String| {
         Error::new(
@@ -102,7 +104,7 @@ mod tests {
 
     #[test]
     fn an_unknown_user_is_named() {
-        let error = become_user("no-such-user", None).unwrap_err().to_string();
+        let error = become_user("no-such-user", None, None).unwrap_err().to_string();
         assert!(error.contains("look the user no-such-user up"), "{error}");
     }
 }
