@@ -39,6 +39,8 @@ struct Line {
 
 const FORMAT: &str = "hpc-bench samples";
 const VERSION: u32 = 1;
+/// In the place of a table's key.
+const NOTED: &str = "noted";
 
 /// The file, and what was in it.
 #[derive(Debug)]
@@ -151,6 +153,26 @@ impl Journal {
         }
     }
 
+    /// Notes what the samples depend on, or finds that those there depend on something else.
+    pub fn insist(&mut self, what: &str, value: &str) -> Result<(), Error> {
+        match self.find::<String>(NOTED, what, 0) {
+            None => {
+                self.keep(NOTED, what, 0, &Ok(value), 0.0);
+                self.kept.insert((NOTED.into(), what.into(), 0), (value.into(), None, 0.0));
+            }
+            Some((Ok(found), _)) if found == value => {}
+            Some((found, _)) => {
+                let found = found.unwrap_or_else(|failure| failure.status);
+                return Err(Error::new(
+                    format!("go on with the samples in {}", self.path.display()),
+                    format!("{what} was {found} then and is {value} now"),
+                    "give another --out, or --again to throw them away",
+                ));
+            }
+        }
+        Ok(())
+    }
+
     /// Why samples after some point are not in the file.
     pub fn trouble(&self) -> Option<Error> {
         let why = self.broken.as_ref()?;
@@ -199,7 +221,12 @@ mod tests {
         assert_eq!(journal.find::<f64>("t", "bare", 2), None);
         journal.keep("t", "bare", 2, &Ok(2.5), 0.1);
         drop(journal);
-        assert_eq!(Journal::open(&path, "now", &of(&["start"])).unwrap().len(), 3);
+        let mut journal = Journal::open(&path, "now", &of(&["start"])).unwrap();
+        assert_eq!(journal.len(), 3);
+        journal.insist("the image", "sha256:1").unwrap();
+        journal.insist("the image", "sha256:1").unwrap();
+        let error = journal.insist("the image", "sha256:2").unwrap_err().to_string();
+        assert!(error.contains("the image was sha256:1 then and is sha256:2 now"), "{error}");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use crate::alternate::{Effort, Rounds};
 use crate::contender::{Contender, Measured, Setup};
+use crate::digest;
 use crate::document::{Document, FORMAT, Image, Machine, Plan, Report, VERSION};
 use crate::error::Error;
 use crate::interrupt::Interrupt;
@@ -60,11 +61,24 @@ impl Session {
 
     /// Notes what is measured and with what: the image with its digest, the versions of hpc-launch and of `programs`.
     pub fn note(&mut self, setup: &Setup, runner: &mut Runner, programs: &[&str]) -> Result<(), Error> {
-        self.machine.versions.extend(machine::versions(setup, runner, programs));
+        let versions = machine::versions(setup, runner, programs);
         let path = setup.image.display().to_string();
         if !self.images.iter().any(|image| image.path == path) {
-            self.images.push(crate::digest::image(&setup.image)?);
+            let image = digest::image(&setup.image)?;
+            if let Some(journal) = &mut self.journal {
+                journal.insist(&format!("the image {path}"), &image.digest)?;
+            }
+            self.images.push(image);
         }
+        if let Some(journal) = &mut self.journal {
+            for (name, version) in &versions {
+                journal.insist(&format!("the version of {name}"), version)?;
+            }
+            if let Ok(launcher) = &setup.launcher {
+                journal.insist("the program hpc-launch", &digest::image(launcher)?.digest)?;
+            }
+        }
+        self.machine.versions.extend(versions);
         Ok(())
     }
 

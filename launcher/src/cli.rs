@@ -84,6 +84,13 @@ pub enum Command {
     /// Prove, step by step, that programs of an image reach this host's fabrics and GPUs, and each other; under a
     /// launcher on all nodes of its job. Exit status 1 if something failed
     Validate(ValidateArgs),
+    /// Measure containers against bare metal: hpc-bench, with its own options
+    #[command(disable_help_flag = true)]
+    Bench {
+        /// As `hpc-bench --help` has them
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENT")]
+        arguments: Vec<OsString>,
+    },
     /// Print what this host has: MPIs, fabrics and their libraries, GPUs
     Survey {
         /// As JSON

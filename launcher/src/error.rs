@@ -69,6 +69,7 @@ catalogue! {
     KeyRing "key-ring" EXIT_REFUSED "There is no key ring to verify signatures with, or one cannot be used.";
     GpgvMissing "gpgv-missing" EXIT_REFUSED "Only gpgv can verify signatures, and it is not installed.";
     GpgvFailed "gpgv-failed" EXIT_REFUSED "gpgv could not be run, or did not say whether a signature is right.";
+    BenchMissing "bench-missing" EXIT_REFUSED "The benchmarks are a program of their own, and it is not installed.";
     StoreUnusable "store-unusable" EXIT_REFUSED "A store of images is none, or may not be written to.";
     StoreFull "store-full" EXIT_REFUSED "There is not enough space for an image.";
     StoreBusy "store-busy" EXIT_REFUSED "Somebody else makes the same image and does not proceed.";

@@ -1,6 +1,7 @@
 //! `hpc-launch`: one containerised MPI rank per slot of the host's own launcher. See docs/ARCHITECTURE.md.
 #![cfg_attr(not(test), no_main)]
 
+mod benchmark;
 mod bridge;
 mod cache;
 mod cdi;
@@ -125,6 +126,7 @@ fn dispatch(cli: Cli, environ: Environ, job: Option<JobStep>) -> Result<u8> {
             let survey = Survey::of_host(&Config::load(&environ, None)?, &environ, daemon)?;
             print(&if json { to_json(&survey)? } else { survey.text() }).map(|()| 0)
         }
+        (Some(Command::Bench { arguments }), _) => match benchmark::run(&arguments)? {},
         (Some(Command::Image(action)), _) => image::command::run(&action, &environ),
         (Some(Command::Validate(args)), _) => validate::run(args, environ, job),
         (Some(Command::Pmi(action)), _) => pmi::run(&action, &environ, job.as_ref()),
