@@ -159,7 +159,8 @@ impl<T> Rounds<T> {
             return self.effort.within;
         }
         let rest = self.seconds / done as f64 * self.effort.rounds.saturating_sub(done) as f64;
-        let most = self.effort.within.map_or(f64::INFINITY, |most| (most.as_secs_f64() - self.seconds).max(0.0));
+        let most =
+            self.effort.within.map_or(f64::INFINITY, |most| (most.as_secs_f64() - self.seconds).max(0.0));
         Some(Duration::from_secs_f64(rest.min(most)))
     }
 

@@ -58,10 +58,11 @@ pub fn run(args: &Args, session: &mut Session) -> Result<Report, Error> {
     let watch = session.watch();
     let command = args.words.join(" ");
     let key = format!("app/{}/{ranks}/{command}", job.launcher().family());
-    let measured = session.measure(&key, &contenders, &args.rounds.effort(1, 9), |_, line| match &args.figure {
-        None => runner.time(line).map(|time| time.as_secs_f64()),
-        Some(pattern) => figure(&runner.output(line)?, pattern),
-    });
+    let measured =
+        session.measure(&key, &contenders, &args.rounds.effort(1, 9), |_, line| match &args.figure {
+            None => runner.time(line).map(|time| time.as_secs_f64()),
+            Some(pattern) => figure(&runner.output(line)?, pattern),
+        });
     let noise = watch.finish();
     let (unit, what) = match &args.figure {
         Some(pattern) => (args.unit.as_str(), pattern.to_string()),
@@ -136,7 +137,8 @@ pub fn cg(args: &CgArgs, session: &mut Session) -> Result<Report, Error> {
     let mut groups = Vec::new();
     let mut budgets = Vec::new();
     let parts = args.scale.len() * 2;
-    for (scaling, option, points) in [("weak", "--local", &args.local), ("strong", "--global", &args.global)] {
+    for (scaling, option, points) in [("weak", "--local", &args.local), ("strong", "--global", &args.global)]
+    {
         for &ranks in &args.scale {
             if session.is_interrupted() {
                 break;

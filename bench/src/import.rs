@@ -1,8 +1,8 @@
 //! `hpc-bench import`: from an OCI image to one file that can be run, by us and by what others use for it.
 
 use crate::contender::{Contender, Setup, find_program};
-use crate::error::Error;
 use crate::document::{Budget, Group, Report};
+use crate::error::Error;
 use crate::run::{CommandLine, Runner};
 use crate::session::Session;
 use crate::{Common, Rounds};
@@ -48,7 +48,13 @@ pub fn run(args: &Args, session: &mut Session) -> Result<Report, Error> {
     let measured = measured?;
     let noise = watch.finish();
 
-    let group = Group::new("import", "from an OCI image to a file that can be run", "ms", &[ZSTD, UMOCI_ZSTD], &measured);
+    let group = Group::new(
+        "import",
+        "from an OCI image to a file that can be run",
+        "ms",
+        &[ZSTD, UMOCI_ZSTD],
+        &measured,
+    );
     let mut budgets = vec![Budget::at_most(
         "import with zstd against umoci and mksquashfs with zstd",
         1.0,

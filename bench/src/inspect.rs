@@ -1,12 +1,12 @@
 //! `hpc-bench inspect`: what it costs to look at a program's libraries, and to give it the host's MPI.
 
 use crate::contender::{Contender, Measured, Setup, find_program};
-use crate::error::Error;
 use crate::document::{Budget, Group, Report};
+use crate::error::Error;
 use crate::run::CommandLine;
+use crate::session::Session;
 use crate::stats::median_estimate;
 use crate::step::{FreshSteps, Step, joining};
-use crate::session::Session;
 use crate::{Common, Rounds};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -96,10 +96,8 @@ pub fn run(args: &Args, session: &mut Session) -> Result<Report, Error> {
         })
         .into_iter()
         .collect();
-    let settings = BTreeMap::from([
-        ("image".into(), setup.image.display().to_string()),
-        ("program".into(), program),
-    ]);
+    let settings =
+        BTreeMap::from([("image".into(), setup.image.display().to_string()), ("program".into(), program)]);
     Ok(Report {
         bench: "inspect".into(),
         title: "looking at libraries, and the host's MPI in a program".into(),

@@ -41,15 +41,16 @@ pub fn run(args: &Args, session: &mut Session) -> Result<Report, Error> {
             break;
         }
         let key = format!("itself/{n}");
-        let measured =
-            session.measure(&key, &rows, &effort, |_, line| runner.time(line).map(|time| time.as_secs_f64() * 1e3));
+        let measured = session
+            .measure(&key, &rows, &effort, |_, line| runner.time(line).map(|time| time.as_secs_f64() * 1e3));
         groups.push(Group::new(key, format!("measurement {n}"), "ms", &[BARE], &measured));
     }
     let ratios: Vec<Estimate> = groups.iter().filter_map(|group| group.ratio(BARE_AGAIN, BARE)).collect();
     let held = ratios.iter().filter(|ratio| ratio.low <= 1.0 && 1.0 <= ratio.high).count();
     let share = Estimate::exact(held as f64 / ratios.len().max(1) as f64);
     let widest = ratios.iter().map(|ratio| ratio.high - ratio.low).fold(0.0, f64::max);
-    let notes = vec![format!("1.00 is within the interval in {held} of {}; the widest is {widest:.3}", ratios.len())];
+    let notes =
+        vec![format!("1.00 is within the interval in {held} of {}; the widest is {widest:.3}", ratios.len())];
     let budgets = vec![Budget::at_least("share of intervals that hold 1.00", 0.95, Some(share))];
     let settings = BTreeMap::from([("program".into(), args.words.join(" "))]);
     Ok(Report {

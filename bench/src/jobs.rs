@@ -61,9 +61,8 @@ pub fn run(args: &Args, session: &mut Session) -> Result<Report, Error> {
             .collect();
         let key = format!("jobs/{}/{program}/{ranks}", args.mpirun);
         let effort = args.rounds.share(args.ranks.len()).effort(1, 15);
-        let measured = session.measure(&key, &rows, &effort, |_, line| {
-            runner.time(line).map(|time| time.as_secs_f64() * 1e3)
-        });
+        let measured = session
+            .measure(&key, &rows, &effort, |_, line| runner.time(line).map(|time| time.as_secs_f64() * 1e3));
         let title = format!("{} -n {ranks} {program}, wall time", args.mpirun);
         let group = Group::new(key, title, "ms", &[BARE, CH_RUN], &measured).at(
             format!("jobs of {program}, {}", args.mpirun),

@@ -57,9 +57,14 @@ impl Journal {
     /// Opens `path`, or makes it. Samples of another command, program or image are refused: mixed tables mean nothing.
     pub fn open(path: &Path, began: &str, of: &[String]) -> Result<Self, Error> {
         let failed = |e: &dyn std::fmt::Display| {
-            Error::new(format!("keep samples in {}", path.display()), e, "give --out a directory you may write")
+            Error::new(
+                format!("keep samples in {}", path.display()),
+                e,
+                "give --out a directory you may write",
+            )
         };
-        let mut file = File::options().create(true).read(true).append(true).open(path).map_err(|e| failed(&e))?;
+        let mut file =
+            File::options().create(true).read(true).append(true).open(path).map_err(|e| failed(&e))?;
         let text = fs::read_to_string(path).map_err(|e| failed(&e))?;
         // A line without its end was being written when something happened.
         let whole = text.rfind('\n').map_or(0, |end| end + 1);
@@ -72,12 +77,7 @@ impl Journal {
                 "remove that file, or give another --out",
             )
         };
-        let head = Head {
-            format: FORMAT.into(),
-            version: VERSION,
-            began: began.into(),
-            of: of.to_vec(),
-        };
+        let head = Head { format: FORMAT.into(), version: VERSION, began: began.into(), of: of.to_vec() };
         let mut kept = HashMap::new();
         let began = match lines.next() {
             None => {
@@ -120,7 +120,12 @@ impl Journal {
     }
 
     /// A sample of an earlier process, with how long it took.
-    pub fn find<T: DeserializeOwned>(&self, key: &str, row: &str, round: usize) -> Option<(Result<T, Failure>, f64)> {
+    pub fn find<T: DeserializeOwned>(
+        &self,
+        key: &str,
+        row: &str,
+        round: usize,
+    ) -> Option<(Result<T, Failure>, f64)> {
         // Built for the look-up only; a few microseconds, outside of any timed part.
         let (value, failure, seconds) = self.kept.get(&(key.to_owned(), row.to_owned(), round))?;
         let outcome = match failure {
@@ -131,7 +136,14 @@ impl Journal {
     }
 
     /// Keeps a sample. What cannot be written is said once, at the end.
-    pub fn keep<T: Serialize>(&mut self, key: &str, row: &str, round: usize, outcome: &Result<T, Failure>, seconds: f64) {
+    pub fn keep<T: Serialize>(
+        &mut self,
+        key: &str,
+        row: &str,
+        round: usize,
+        outcome: &Result<T, Failure>,
+        seconds: f64,
+    ) {
         if self.broken.is_some() {
             return;
         }
@@ -143,7 +155,8 @@ impl Journal {
             serde_json::to_string(&Line { key: key.into(), row: row.into(), round, value, failure, seconds })
         });
         let end = self.file.metadata().map(|m| m.len());
-        let done = line.map_err(io::Error::from).and_then(|line| self.file.write_all((line + "\n").as_bytes()));
+        let done =
+            line.map_err(io::Error::from).and_then(|line| self.file.write_all((line + "\n").as_bytes()));
         if let Err(e) = done {
             // Not half a line: a reader would stop there.
             if let Ok(end) = end {

@@ -75,7 +75,10 @@ impl HostLauncher {
 
 impl Kind {
     fn of(version: &str) -> Self {
-        if version.contains("OpenRTE") || version.contains("(Open MPI) 4.") || version.contains("(Open MPI) 3.") {
+        if version.contains("OpenRTE")
+            || version.contains("(Open MPI) 4.")
+            || version.contains("(Open MPI) 3.")
+        {
             Self::Orte
         } else if version.contains("Open MPI") || version.contains("PRRTE") {
             Self::Prrte

@@ -127,7 +127,9 @@ impl Rounds {
     fn effort(&self, warm_up: usize, rounds: usize) -> Effort {
         let rounds = self.runs.unwrap_or(rounds);
         match self.within {
-            Some(seconds) => Effort::within(warm_up, rounds, Duration::from_secs_f64(seconds.clamp(0.0, 1e6))),
+            Some(seconds) => {
+                Effort::within(warm_up, rounds, Duration::from_secs_f64(seconds.clamp(0.0, 1e6)))
+            }
             None => Effort::rounds(warm_up, rounds),
         }
     }

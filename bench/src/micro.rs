@@ -89,7 +89,13 @@ impl JobSetup {
     }
 
     /// Every way of running `words` as so many ranks.
-    pub fn rows(&self, ranks: usize, words: &[String], session: &mut Session, runner: &mut Runner) -> Vec<Contender> {
+    pub fn rows(
+        &self,
+        ranks: usize,
+        words: &[String],
+        session: &mut Session,
+        runner: &mut Runner,
+    ) -> Vec<Contender> {
         self.rows_of(ranks, words, words, session, runner)
     }
 
@@ -131,7 +137,9 @@ impl JobSetup {
         let args = [&["check".into(), family.into()], &line.args[..]].concat();
         match runner.said(&setup.line(launcher, &args)) {
             Ok((_, Ok(_))) => Ok(line),
-            Ok((text, Err(failure))) => Err(format!("hpc-launch check refuses it: {failure}\n{}", text.trim())),
+            Ok((text, Err(failure))) => {
+                Err(format!("hpc-launch check refuses it: {failure}\n{}", text.trim()))
+            }
             Err(failure) => Err(format!("hpc-launch check cannot be run: {failure}")),
         }
     }
@@ -171,7 +179,9 @@ pub fn run(args: &Args, session: &mut Session) -> Result<Report, Error> {
 /// One table per benchmark and size, in the order in which the program has them.
 fn groups(measured: &[Measured<Results>], family: &str, ranks: usize) -> Vec<Group> {
     let mut kinds: Vec<(String, u64, String)> = Vec::new();
-    for value in measured.iter().flat_map(|row| row.outcomes.iter().flatten().flatten()).flat_map(|r| &r.values) {
+    for value in
+        measured.iter().flat_map(|row| row.outcomes.iter().flatten().flatten()).flat_map(|r| &r.values)
+    {
         let kind = (value.benchmark.clone(), value.size, value.unit.clone());
         if !kinds.contains(&kind) {
             kinds.push(kind);
@@ -180,7 +190,13 @@ fn groups(measured: &[Measured<Results>], family: &str, ranks: usize) -> Vec<Gro
     if kinds.is_empty() {
         // Nothing was measured, and the failures must still be told.
         let nothing: Vec<Measured<f64>> = measured.iter().map(|row| row.map(|_| f64::NAN)).collect();
-        return vec![Group::new(format!("micro/{family}/{ranks}"), "messages between ranks", "us", &[BARE], &nothing)];
+        return vec![Group::new(
+            format!("micro/{family}/{ranks}"),
+            "messages between ranks",
+            "us",
+            &[BARE],
+            &nothing,
+        )];
     }
     let few = kinds.len() <= 8;
     let group = |(benchmark, size, unit): &(String, u64, String)| {
@@ -212,7 +228,8 @@ fn is_telling(benchmark: &str, size: u64) -> bool {
 fn pick(measured: &[Measured<Results>], benchmark: &str, size: u64) -> Vec<Measured<f64>> {
     let pick = |results: &Results| {
         let found = results.values.iter().find(|value| value.benchmark == benchmark && value.size == size);
-        let why = || results.ended.clone().unwrap_or_else(|| Failure::new(format!("no result for {size} B"), ""));
+        let why =
+            || results.ended.clone().unwrap_or_else(|| Failure::new(format!("no result for {size} B"), ""));
         found.map(|value| value.value).ok_or_else(why)
     };
     measured.iter().map(|row| row.and_then(pick)).collect()
@@ -260,10 +277,10 @@ mod tests {
             outcomes: Ok(vec![Ok(results)]),
         };
         let groups = groups(&[row(BARE, whole), row("ch-run", part)], "openmpi", 2);
-        assert_eq!(groups.iter().map(|g| g.key.as_str()).collect::<Vec<_>>(), [
-            "micro/openmpi/2/bw/8",
-            "micro/openmpi/2/bw/4194304"
-        ]);
+        assert_eq!(
+            groups.iter().map(|g| g.key.as_str()).collect::<Vec<_>>(),
+            ["micro/openmpi/2/bw/8", "micro/openmpi/2/bw/4194304"]
+        );
         assert_eq!(groups[0].rows[1].samples, [Some(100.0)]);
         assert_eq!(groups[1].rows[1].samples, [None]);
         assert_eq!(groups[1].rows[1].failures[0].first, hung);
@@ -272,7 +289,11 @@ mod tests {
 
     #[test]
     fn nothing_measured_is_still_a_table() {
-        let rows = [Measured { name: BARE.into(), command: String::new(), outcomes: Ok(vec![Err(Failure::new("exit 1", ""))]) }];
+        let rows = [Measured {
+            name: BARE.into(),
+            command: String::new(),
+            outcomes: Ok(vec![Err(Failure::new("exit 1", ""))]),
+        }];
         let groups = groups(&rows, "hydra", 2);
         assert_eq!((groups.len(), groups[0].rows[0].failures.len()), (1, 1));
     }

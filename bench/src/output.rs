@@ -29,7 +29,9 @@ impl Outputs {
             if again {
                 for name in [SAMPLES, JSON] {
                     match fs::remove_file(dir.join(name)) {
-                        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed(&dir.join(name), &e)),
+                        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                            return Err(failed(&dir.join(name), &e));
+                        }
                         _ => {}
                     }
                 }
@@ -44,7 +46,9 @@ impl Outputs {
             temporary(&dir.join(JSON))?;
         }
         match &self.json {
-            Some(path) if path.is_file() => File::options().append(true).open(path).map(drop).map_err(|e| failed(path, &e)),
+            Some(path) if path.is_file() => {
+                File::options().append(true).open(path).map(drop).map_err(|e| failed(path, &e))
+            }
             Some(path) if path.metadata().is_ok_and(|meta| !meta.is_dir()) => Ok(()),
             Some(path) => temporary(path).map(drop),
             None => Ok(()),

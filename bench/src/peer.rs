@@ -53,7 +53,8 @@ impl std::str::FromStr for Own {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (name, line) = text.split_once('=').ok_or("NAME=COMMAND is wanted, as 'sarus=sarus run --mpi x:1'")?;
+        let (name, line) =
+            text.split_once('=').ok_or("NAME=COMMAND is wanted, as 'sarus=sarus run --mpi x:1'")?;
         let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
         if name.is_empty() || words.is_empty() {
             return Err("neither the name nor the command may be empty".into());
@@ -124,7 +125,11 @@ fn apart(line: CommandLine) -> CommandLine {
 }
 
 fn directory(setup: &Setup, peer: &str) -> Result<(), String> {
-    if setup.image.is_dir() { Ok(()) } else { Err(format!("{peer} takes directories here, and the image is a file")) }
+    if setup.image.is_dir() {
+        Ok(())
+    } else {
+        Err(format!("{peer} takes directories here, and the image is a file"))
+    }
 }
 
 /// `words` in the image, by ch-run with its defaults.
@@ -201,7 +206,8 @@ impl Podman {
         }
         let import = podman.command(setup, &["import", "-q", "-", "bench"]);
         let script = format!("tar -C \"$0\" --exclude=./proc/* -c . | {import}");
-        let sh = setup.line(Path::new("/bin/sh"), &[OsStr::new("-c"), script.as_ref(), setup.image.as_os_str()]);
+        let sh =
+            setup.line(Path::new("/bin/sh"), &[OsStr::new("-c"), script.as_ref(), setup.image.as_os_str()]);
         let sh = CommandLine { env: import.env, ..sh };
         runner.time(&sh).map_err(|failure| format!("podman import failed: {failure}"))?;
         Ok(podman)

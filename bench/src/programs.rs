@@ -74,8 +74,12 @@ fn beside(family: &str) -> Result<PathBuf, Error> {
         .map_err(|e| Error::new("find the benchmark programs", e, "give --program their path"))?;
     let family = if family == "openmpi" { "openmpi" } else { "mpich" };
     // Installed beside each other, or in target/TRIPLE/release of the sources.
-    let places: Vec<PathBuf> =
-        own.ancestors().skip(1).take(4).map(|dir| dir.join("bench-programs").join(family).join(NAME)).collect();
+    let places: Vec<PathBuf> = own
+        .ancestors()
+        .skip(1)
+        .take(4)
+        .map(|dir| dir.join("bench-programs").join(family).join(NAME))
+        .collect();
     let found = places.iter().find(|path| find_program(&path.to_string_lossy(), "").is_ok());
     Ok(found.or(places.first()).cloned().unwrap_or_default())
 }
@@ -142,8 +146,14 @@ mod tests {
         let cut = results("RESULT bw 8 42 MB/s\n", well()).unwrap();
         assert_eq!(cut.ended.unwrap().status, "exit 0, but its results do not end");
         let single = "one rank has nobody to play with";
-        assert_eq!(results(single, well()).unwrap_err(), Failure::new("exit 0, but its results do not end", single));
-        assert_eq!(results("RESULT bw 8 fast MB/s", well()).unwrap_err().status, "a line that cannot be read");
+        assert_eq!(
+            results(single, well()).unwrap_err(),
+            Failure::new("exit 0, but its results do not end", single)
+        );
+        assert_eq!(
+            results("RESULT bw 8 fast MB/s", well()).unwrap_err().status,
+            "a line that cannot be read"
+        );
         assert_eq!(results("RESULT bw 8 -1 MB/s", well()).unwrap_err().status, "a value that cannot be");
         assert_eq!(results("RESULT bw 8 inf MB/s", well()).unwrap_err().status, "a value that cannot be");
     }

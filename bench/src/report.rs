@@ -247,7 +247,8 @@ impl Noise {
         let mut warnings = Vec::new();
         if self.load_before > self.cpus as f64 / 2.0 {
             warnings.push(
-                "the machine was busy before the first sample; wait for it to rest, or trust the ratios only".into(),
+                "the machine was busy before the first sample; wait for it to rest, or trust the ratios only"
+                    .into(),
             );
         }
         if let Some(stolen) = self.stolen.filter(|stolen| *stolen > MUCH_STOLEN) {

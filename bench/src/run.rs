@@ -198,7 +198,8 @@ impl Runner {
         let status = match ended {
             Ok(true) => {
                 let faults = faults(child.id());
-                let status = child.wait().map_err(|e| Failure::new(format!("cannot be waited for: {e}"), ""))?;
+                let status =
+                    child.wait().map_err(|e| Failure::new(format!("cannot be waited for: {e}"), ""))?;
                 if status.success() {
                     return Ok(Ran { took, faults });
                 }

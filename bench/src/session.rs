@@ -83,7 +83,13 @@ impl Session {
     }
 
     /// Keeps what hpc-launch was going to do for a row; `prefix` is what `plan` is asked with, the options in front.
-    pub fn plan(&mut self, row: &str, line: &Result<CommandLine, String>, setup: &Setup, runner: &mut Runner) {
+    pub fn plan(
+        &mut self,
+        row: &str,
+        line: &Result<CommandLine, String>,
+        setup: &Setup,
+        runner: &mut Runner,
+    ) {
         let (Ok(line), Ok(launcher)) = (line, &setup.launcher) else { return };
         let Some(at) = line.args.iter().position(|word| word == launcher.as_os_str()) else {
             return self.plan_of(row, line, &line.args, setup, runner);
@@ -104,7 +110,8 @@ impl Session {
         if self.plans.iter().any(|plan| plan.command == command) {
             return;
         }
-        let asked: Vec<_> = ["plan".into(), "--json".into()].into_iter().chain(words.iter().cloned()).collect();
+        let asked: Vec<_> =
+            ["plan".into(), "--json".into()].into_iter().chain(words.iter().cloned()).collect();
         let plan = match runner.output(&setup.line(launcher, &asked)) {
             Ok(text) => serde_json::from_str(&text).unwrap_or(serde_json::Value::String(text)),
             Err(failure) => serde_json::Value::String(failure.to_string()),
@@ -178,7 +185,9 @@ impl Session {
                     command: line.to_string(),
                     outcomes: Ok(outcomes.next().unwrap_or_default()),
                 },
-                Err(why) => Measured { name: c.name.clone(), command: String::new(), outcomes: Err(why.clone()) },
+                Err(why) => {
+                    Measured { name: c.name.clone(), command: String::new(), outcomes: Err(why.clone()) }
+                }
             })
             .collect()
     }

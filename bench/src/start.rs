@@ -88,7 +88,8 @@ pub fn run(args: &Args, session: &mut Session) -> Result<Report, Error> {
     let measured = session.measure("start", &contenders, &effort, &mut sample);
     drop(step);
 
-    let of = |what: fn(&Start) -> f64| -> Vec<Measured<f64>> { measured.iter().map(|m| m.map(what)).collect() };
+    let of =
+        |what: fn(&Start) -> f64| -> Vec<Measured<f64>> { measured.iter().map(|m| m.map(what)).collect() };
     let title = "start and end of /bin/cat, whole process";
     let baselines = [BARE, CH_RUN, UNSURVEYED];
     let group = Group::new("start/time", title, "ms", &baselines, &of(|start| start.milliseconds));

@@ -46,7 +46,8 @@ impl std::str::FromStr for Pair {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (image, mpirun) = text.split_once('=').ok_or("IMAGE=LAUNCHER is wanted, as 'mpich.sqfs=mpiexec.hydra'")?;
+        let (image, mpirun) =
+            text.split_once('=').ok_or("IMAGE=LAUNCHER is wanted, as 'mpich.sqfs=mpiexec.hydra'")?;
         Ok(Pair { image: image.into(), mpirun: mpirun.into() })
     }
 }
@@ -125,9 +126,10 @@ fn run_part(part: &Part, rounds: Rounds, args: &Args, session: &mut Session) -> 
         timeout: 20,
     };
     match part {
-        Part::Start => {
-            start::run(&start::Args { common: args.common.clone(), peers: args.peers.clone(), rounds }, session)
-        }
+        Part::Start => start::run(
+            &start::Args { common: args.common.clone(), peers: args.peers.clone(), rounds },
+            session,
+        ),
         Part::Syscalls => {
             let peers = args.peers.clone();
             syscalls::run(&syscalls::Args { common: args.common.clone(), peers, list: false }, session)

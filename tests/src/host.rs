@@ -104,6 +104,17 @@ pub fn abi_probe() -> &'static Path {
     })
 }
 
+/// The benchmarks: $HPC_LAUNCH_BENCH, else the release build in the repository.
+pub fn bench() -> &'static Path {
+    static FOUND: OnceLock<PathBuf> = OnceLock::new();
+    FOUND.get_or_init(|| {
+        let built = format!("target/{}-unknown-linux-gnu/release/hpc-bench", env::consts::ARCH);
+        let path = env::var_os("HPC_LAUNCH_BENCH").map_or_else(|| repository().join(built), PathBuf::from);
+        assert!(path.is_file(), "there is no {}: run `cargo xtask test`", path.display());
+        path
+    })
+}
+
 /// Where the images are: $HPC_LAUNCH_IMAGES, else target/images of the repository.
 fn images() -> PathBuf {
     env::var_os("HPC_LAUNCH_IMAGES").map_or_else(|| repository().join("target/images"), PathBuf::from)

@@ -32,6 +32,17 @@ pub fn build(layout: &Layout) -> Result<PathBuf> {
     Ok(binary)
 }
 
+/// Builds the benchmarks; returns their program.
+pub fn bench(layout: &Layout) -> Result<PathBuf> {
+    let target = format!("{}-unknown-linux-gnu", env::consts::ARCH);
+    run::shown(cargo(layout).args(["build", "--release", "-p", "hpc-bench", "--target", &target]))?;
+    let binary = layout.target.join(target).join("release/hpc-bench");
+    if !binary.exists() {
+        bail!("cargo did not leave {}", binary.display());
+    }
+    Ok(binary)
+}
+
 /// Rust's name of what is built for: with musl where its standard library is there or can be had.
 fn target() -> String {
     let musl = format!("{}-unknown-linux-musl", env::consts::ARCH);

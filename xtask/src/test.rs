@@ -88,6 +88,7 @@ fn run_phases(layout: &Layout, scope: &Scope, phases: &mut Phases) -> Result<()>
     if *scope == Scope::Rdma {
         return Ok(());
     }
+    let bench = phases.needed("benchmarks", || stage.program(&user, &release::bench(layout)?))?;
     let mut ring = None;
     phases.judged("examples in Rust", || {
         ring = Some(rust_ring(layout)?);
@@ -98,6 +99,7 @@ fn run_phases(layout: &Layout, scope: &Scope, phases: &mut Phases) -> Result<()>
         command.args(["test", "--release", "--no-fail-fast", "-p", "hpc-launch-tests"]);
         command.env("HPC_LAUNCH_BIN", &stage.launcher).env("HPC_LAUNCH_IMAGES", stage.images());
         command.env("HPC_LAUNCH_ABI_PROBE", launcher.with_file_name("abi-probe"));
+        command.env("HPC_LAUNCH_BENCH", &bench);
         if let Some(account) = user.account() {
             command.env("HPC_LAUNCH_TEST_USER", account);
         }

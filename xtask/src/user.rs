@@ -101,6 +101,16 @@ impl Stage {
         Ok(stage)
     }
 
+    /// A program where the user can run it: a copy in the directory if need be.
+    pub fn program(&self, user: &PlainUser, path: &Path) -> Result<PathBuf> {
+        if user.can("-x", path) {
+            return Ok(path.to_path_buf());
+        }
+        let copy = self.dir.join(path.file_name().context("a program has a name")?);
+        fs::copy(path, &copy).with_context(|| format!("cannot copy {}", path.display()))?;
+        Ok(copy)
+    }
+
     /// Where the images are.
     pub fn images(&self) -> PathBuf {
         self.dir.join("target/images")
