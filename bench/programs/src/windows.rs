@@ -1,25 +1,28 @@
 //! Windows of messages: the calls that rsmpi has no cheap form of.
 //!
 //! rsmpi's `RequestCollection` wants one borrowed buffer per request and keeps a status for each; OSU's loops
-//! send one buffer many times over. Here requests live in one reused array, and statuses are ignored.
+//! send one buffer many times over. Here requests and statuses live in arrays that are used again, as in OSU's.
 
 #![expect(unsafe_code, reason = "many requests on one buffer, which no safe call of rsmpi expresses")]
 
-use mpi::ffi::{self, MPI_Comm, MPI_Request};
+use mpi::ffi::{self, MPI_Comm, MPI_Request, MPI_Status};
 use mpi::topology::Communicator;
 use std::ffi::c_int;
+use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 
 /// Tag of the messages of a window, as OSU's.
 const TAG: c_int = 100;
 
 /// Requests of one window, to and from one peer.
-#[derive(Debug)]
 pub struct Window<'a> {
     requests: Vec<MPI_Request>,
+    // Nobody reads them; the library's cost of writing them is part of what OSU measures.
+    statuses: Vec<MaybeUninit<MPI_Status>>,
     communicator: MPI_Comm,
     peer: c_int,
     // The communicator must not be freed while we are there.
-    owner: std::marker::PhantomData<&'a ()>,
+    owner: PhantomData<&'a ()>,
 }
 
 impl<'a> Window<'a> {
@@ -29,9 +32,10 @@ impl<'a> Window<'a> {
         let null = unsafe { ffi::RSMPI_REQUEST_NULL };
         Window {
             requests: vec![null; 2 * length],
+            statuses: vec![MaybeUninit::uninit(); length],
             communicator: communicator.as_raw(),
             peer,
-            owner: std::marker::PhantomData,
+            owner: PhantomData,
         }
     }
 
@@ -104,9 +108,11 @@ impl<'a> Window<'a> {
     #[inline]
     fn wait(&mut self, from: usize, length: usize) {
         let requests = &mut self.requests[from..from + length];
-        // SAFETY: these requests were started above, and the library sets each to null.
+        let statuses = &mut self.statuses[..length];
+        // SAFETY: these requests were started above, the library sets each to null, and has room for as many
+        // statuses.
         unsafe {
-            ffi::MPI_Waitall(length as c_int, requests.as_mut_ptr(), ffi::RSMPI_STATUSES_IGNORE);
+            ffi::MPI_Waitall(length as c_int, requests.as_mut_ptr(), statuses.as_mut_ptr().cast());
         }
     }
 }
