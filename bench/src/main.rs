@@ -4,6 +4,7 @@
 //! (`alternate`), the command lines (`contender`), one run (`run`), the statistics (`stats`), what is kept
 //! (`document`) and how it is told (`report`).
 
+mod agree;
 mod alternate;
 mod app;
 mod contender;
@@ -98,6 +99,8 @@ enum Bench {
     Import(import::Args),
     /// Bare metal against itself, many times over: what the intervals are worth here
     Itself(itself::Args),
+    /// Whether the programs that we measure with agree with others' programs
+    Agree(agree::Args),
 }
 
 /// What every bench takes.
@@ -179,6 +182,7 @@ fn bench(cli: &Cli) -> Result<ExitCode, Error> {
         Bench::Inspect(args) => inspect::run(args, &mut session).map(|report| vec![report]),
         Bench::Import(args) => import::run(args, &mut session).map(|report| vec![report]),
         Bench::Itself(args) => itself::run(args, &mut session).map(|report| vec![report]),
+        Bench::Agree(args) => agree::run(args, &mut session).map(|report| vec![report]),
     }?;
     finish(session, reports, command, &outputs, files.check)
 }

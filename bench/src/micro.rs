@@ -203,7 +203,8 @@ fn groups(measured: &[Measured<Results>], family: &str, ranks: usize) -> Vec<Gro
         let key = format!("micro/{family}/{ranks}/{benchmark}/{size}");
         let sized = if *size > 0 { format!("{benchmark}, {size} B") } else { benchmark.clone() };
         let title = format!("{sized}, {ranks} ranks, {family}");
-        let group = Group::new(key, title, unit, &[BARE], &pick(measured, benchmark, *size));
+        let written = if unit == "us" { "µs" } else { unit };
+        let group = Group::new(key, title, written, &[BARE], &pick(measured, benchmark, *size));
         let group = if unit.ends_with("/s") { group.higher_is_better() } else { group };
         let group = if few || is_telling(benchmark, *size) { group } else { group.only_in_json() };
         match size {

@@ -22,6 +22,11 @@ impl Budget {
         Budget::new(what.into(), "at least", limit, measured, |value| value >= limit)
     }
 
+    /// A ratio that must be 1, give or take `share`.
+    pub fn within(what: impl Into<String>, share: f64, measured: Option<Estimate>) -> Self {
+        Budget::new(what.into(), "1 ±", share, measured, |value| (value - 1.0).abs() <= share)
+    }
+
     fn new(
         what: String,
         bound: &str,

@@ -61,7 +61,6 @@ impl Session {
 
     /// Notes what is measured and with what: the image with its digest, the versions of hpc-launch and of `programs`.
     pub fn note(&mut self, setup: &Setup, runner: &mut Runner, programs: &[&str]) -> Result<(), Error> {
-        let versions = machine::versions(setup, runner, programs);
         let path = setup.image.display().to_string();
         if !self.images.iter().any(|image| image.path == path) {
             let image = digest::image(&setup.image)?;
@@ -70,6 +69,12 @@ impl Session {
             }
             self.images.push(image);
         }
+        self.versions(setup, runner, programs)
+    }
+
+    /// Notes the versions alone.
+    pub fn versions(&mut self, setup: &Setup, runner: &mut Runner, programs: &[&str]) -> Result<(), Error> {
+        let versions = machine::versions(setup, runner, programs);
         if let Some(journal) = &mut self.journal {
             for (name, version) in &versions {
                 journal.insist(&format!("the version of {name}"), version)?;

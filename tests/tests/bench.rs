@@ -247,7 +247,10 @@ fn what_cannot_be_measured_is_said_with_a_cure() {
     let path = dir.path().display().to_string();
     let bare = run(who, "micro", ["--runs", "1"]).env("PATH", &path);
     let looked = format!("mpirun.openmpi was not found in {path}: apt-get install openmpi-bin or mpich");
-    refused(bare.run(), &["cannot use the launcher \"mpirun.openmpi\"", &looked, "without any MPI here, only"]);
+    refused(
+        bare.run(),
+        &["cannot use the launcher \"mpirun.openmpi\"", &looked, "without any MPI here, only"],
+    );
     let outcome = Run::command(who, [bench()]).args(["start", "--image", "/no/such/image"]).run();
     refused(outcome, &["cannot use the image /no/such/image: No such file or directory", "--image"]);
     let rank = run(who, "start", ["--runs", "1"]).env("PMI_RANK", "0");

@@ -103,10 +103,17 @@ impl Stage {
 
     /// A program where the user can run it: a copy in the directory if need be.
     pub fn program(&self, user: &PlainUser, path: &Path) -> Result<PathBuf> {
+        self.program_below(user, path, Path::new(""))
+    }
+
+    /// The same, with the copy in a directory below.
+    pub fn program_below(&self, user: &PlainUser, path: &Path, below: &Path) -> Result<PathBuf> {
         if user.can("-x", path) {
             return Ok(path.to_path_buf());
         }
-        let copy = self.dir.join(path.file_name().context("a program has a name")?);
+        let dir = self.dir.join(below);
+        fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+        let copy = dir.join(path.file_name().context("a program has a name")?);
         fs::copy(path, &copy).with_context(|| format!("cannot copy {}", path.display()))?;
         Ok(copy)
     }

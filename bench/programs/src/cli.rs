@@ -50,6 +50,18 @@ pub struct Pt2pt {
     /// Which ones
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "latency,bw,bibw")]
     pub benchmarks: Vec<Pair>,
+    /// What the clock is read around
+    #[arg(long, value_enum, default_value_t = Clock::Round)]
+    pub clock: Clock,
+}
+
+/// What the clock is read around.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Clock {
+    /// Each round, as OSU 7 does it: reading the clock is in each
+    Round,
+    /// All rounds together, as OSU 5 and Intel's benchmarks do it
+    Loop,
 }
 
 /// What two ranks measure.

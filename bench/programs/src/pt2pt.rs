@@ -1,7 +1,7 @@
 //! `pt2pt`: messages between the first and the last rank, as `osu_latency`, `osu_bw` and `osu_bibw` measure them.
 
 use crate::buffer::Buffer;
-use crate::cli::{Pair, Pt2pt};
+use crate::cli::{Clock, Pair, Pt2pt};
 use crate::contents;
 use crate::counts::{Counts, Kind, Loop, WINDOW};
 use crate::job::Job;
@@ -23,7 +23,7 @@ pub fn run(job: &Job, options: &Pt2pt, counts: Counts, spoil: bool, out: &mut Ou
     if let Some(ends) = job.part(is_end) {
         let sizes = options.sizes.list(MOST);
         let most = sizes.iter().copied().max().unwrap_or(1);
-        let mut pair = Ends::new(&ends, most);
+        let mut pair = Ends::new(&ends, most, options.clock);
         for benchmark in &options.benchmarks {
             for &size in &sizes {
                 let (name, unit, value) = pair.measure(*benchmark, size, counts);
@@ -50,12 +50,13 @@ struct Ends<'a> {
     peer: Process<'a>,
     outgoing: Buffer,
     incoming: Buffer,
+    clock: Clock,
 }
 
 impl<'a> Ends<'a> {
-    fn new(communicator: &'a SimpleCommunicator, most: usize) -> Self {
+    fn new(communicator: &'a SimpleCommunicator, most: usize, clock: Clock) -> Self {
         let peer = communicator.process_at_rank(1 - communicator.rank());
-        Ends { communicator, peer, outgoing: Buffer::new(most), incoming: Buffer::new(most) }
+        Ends { communicator, peer, outgoing: Buffer::new(most), incoming: Buffer::new(most), clock }
     }
 
     fn is_first(&self) -> bool {
@@ -90,7 +91,7 @@ impl<'a> Ends<'a> {
         let (out, into) = (&self.outgoing[..size], &mut self.incoming[..size]);
         if self.communicator.rank() == 0 {
             let peer = &self.peer;
-            return timed(count, || {
+            return timed(self.clock, count, || {
                 peer.send_with_tag(out, SINGLE);
                 peer.receive_into_with_tag(into, SINGLE);
             });
@@ -108,7 +109,7 @@ impl<'a> Ends<'a> {
         let mut answer = [0u8; 1];
         if self.is_first() {
             let (peer, out) = (&self.peer, &self.outgoing[..size]);
-            return timed(count, || {
+            return timed(self.clock, count, || {
                 window.send(out);
                 peer.receive_into_with_tag(&mut answer[..], ANSWER);
             });
@@ -124,20 +125,31 @@ impl<'a> Ends<'a> {
     fn both_ways(&mut self, size: usize, count: Loop) -> f64 {
         let mut window = Window::new(self.communicator, self.peer.rank(), WINDOW);
         let (out, into) = (&self.outgoing[..size], &mut self.incoming[..size]);
-        timed(count, || window.exchange(out, into))
+        timed(self.clock, count, || window.exchange(out, into))
     }
 }
 
-/// Mean seconds of `round`, each taken by itself as OSU 7 takes it: what lies between rounds is not counted.
-fn timed(count: Loop, mut round: impl FnMut()) -> f64 {
+/// Mean seconds of `round`.
+fn timed(clock: Clock, count: Loop, mut round: impl FnMut()) -> f64 {
     for _ in 0..count.warm_up {
         round();
     }
     let mut total = 0.0;
-    for _ in 0..count.rounds {
-        let start = mpi::time();
-        round();
-        total += mpi::time() - start;
+    match clock {
+        Clock::Round => {
+            for _ in 0..count.rounds {
+                let start = mpi::time();
+                round();
+                total += mpi::time() - start;
+            }
+        }
+        Clock::Loop => {
+            let start = mpi::time();
+            for _ in 0..count.rounds {
+                round();
+            }
+            total = mpi::time() - start;
+        }
     }
     total / count.rounds as f64
 }
