@@ -1,29 +1,21 @@
 //! Several hosts on one machine: a launcher starts ranks on all of them, as on a cluster.
 //!
-//! A host is a set of network, mount, UTS, IPC and PID namespaces: its own address on a bridge that leads nowhere,
-//! its own name, processes, /tmp, /dev/shm, /proc, /sys and /etc/hosts. All else is the machine's, as if it lay on
-//! a file system that the hosts share. The ranks' hosts are h1, h2, …; one more, `head`, has none of its own.
-//!
-//! The first process of each is a small program (src/bin/simulated-host) that also serves as its rshd: it starts
-//! programs as whoever asks, so that a plain user gets from host to host as with ssh, whose place its other half
-//! takes for mpirun and hydra. A [`Run`] goes to a host in the same way, with its environment and the mark of what
-//! belongs to it; the machine sees every process of every host. All of it ends with the value, or when the process
-//! of the tests ends, however it does: the bed reads from a pipe that only that process holds open.
+//! They are those of [`simulated_hosts`], which says what a host is. A [`Run`] goes to a host as a plain user gets there by
+//! ssh, with its environment and the mark of what belongs to it; the machine sees every process of every host. All of
+//! it ends with the value, or when the process of the tests ends, however it does.
 
 use std::ffi::OsStr;
 use std::fs::{self, Permissions};
-use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::Pid;
+use simulated_hosts::{Bed, PATIENCE};
 use tempfile::TempDir;
 
 use crate::host::{Who, is_root, tested};
@@ -35,62 +27,28 @@ mod launch;
 mod slurm;
 
 pub use launch::By;
-
-/// The host on which launchers start that are not started on one of the ranks'.
-pub const HEAD: &str = "head";
-/// What has the other ends of all wires.
-pub const SWITCH: &str = "switch";
-/// The length of the network's part of an address.
-pub const PREFIX: u8 = 16;
-/// unshare(1), for a set of namespaces that ends with its caller.
-pub const NAMESPACES: [&str; 7] = ["--net", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child"];
-/// How long all of it may take to come up, or to go, on a slow machine.
-const PATIENCE: Duration = Duration::from_secs(30);
-
-/// The name of a host; the first is the head.
-pub fn name(n: usize) -> String {
-    if n == 0 { HEAD.to_owned() } else { format!("h{n}") }
-}
-
-/// The address of a host. Every bed has the same, in a network of its own.
-pub fn address(n: usize) -> String {
-    if n == 0 { "10.9.255.254".to_owned() } else { format!("10.9.{}.{}", n / 256, n % 256) }
-}
+pub use simulated_hosts::{HEAD, SWITCH};
 
 /// The hosts, up and connected.
 pub struct Hosts {
-    names: Vec<String>,
-    switch: Child,
+    /// Its directory has Slurm's files too.
+    bed: Bed,
     slurm: bool,
     /// Below /tmp, thus shown in sandboxes.
     shared: TempDir,
-    /// The program of the hosts, their sockets and Slurm's files: shown in no sandbox.
-    dir: TempDir,
 }
 
 impl Hosts {
     /// So many hosts, and the head. Needs root.
     pub fn new(count: usize) -> Hosts {
         assert!(is_root(), "hosts start programs as other users: that needs root");
-        let (dir, shared) = (directory("/var/tmp"), directory("/tmp"));
+        let shared = directory("/tmp");
         fs::set_permissions(shared.path(), Permissions::from_mode(0o777)).expect("chmod");
-        fs::create_dir(dir.path().join("tmp")).expect("a directory");
-        let rsh = dir.path().join("rsh");
-        // Where it was built may be below /tmp, or closed to the plain user. Not copied by this process: what other
-        // tests start meanwhile would have it open for writing for a moment, and it could not be run.
-        let copied = Command::new("cp").arg(program()).arg(&rsh).status().expect("cp starts");
-        assert!(copied.success(), "cp: {copied}");
-
         let mut shown = tested();
         shown.retain(|path| path.starts_with("/tmp") && path.exists());
         shown.push(shared.path().to_owned());
-        let mut command = Command::new("unshare");
-        command.args(NAMESPACES).arg(&rsh).arg("--switch").arg(count.to_string()).args(shown);
-        command.env_clear().env("PATH", crate::run::PATH).current_dir("/");
-        let switch = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("unshare starts");
-        let mut hosts = Hosts { names: (1..=count).map(name).collect(), switch, slurm: false, shared, dir };
-        hosts.is_ready();
-        hosts
+        let bed = Bed::start(&program(), count, &shown).expect("the hosts come up");
+        Hosts { bed, slurm: false, shared }
     }
 
     /// The same with Slurm, of which the hosts are the nodes.
@@ -101,21 +59,9 @@ impl Hosts {
         hosts
     }
 
-    fn is_ready(&mut self) {
-        let said = self.switch.stdout.take().expect("piped");
-        let (tell, told) = mpsc::channel();
-        thread::spawn(move || {
-            let mut line = String::new();
-            let _ = BufReader::new(said).read_line(&mut line);
-            let _ = tell.send(line);
-        });
-        let line = told.recv_timeout(PATIENCE).unwrap_or_else(|_| format!("nothing within {PATIENCE:?}"));
-        assert_eq!(line, "ready\n", "the hosts do not come up: see what they said above");
-    }
-
     /// The names of the ranks' hosts.
     pub fn names(&self) -> &[String] {
-        &self.names
+        self.bed.names()
     }
 
     /// A directory that all hosts share and everybody can write to, at the same path everywhere. It is below /tmp,
@@ -126,7 +72,7 @@ impl Hosts {
 
     /// The program that starts another on a host, as rsh and ssh do.
     pub fn rsh(&self) -> PathBuf {
-        self.dir.path().join("rsh")
+        self.bed.rsh()
     }
 
     /// A host by its name: one of the ranks', [`HEAD`], or [`SWITCH`].
@@ -142,7 +88,7 @@ impl Hosts {
     /// The host on which a process is, by its number on the machine.
     pub fn of(&self, pid: i32) -> Option<&str> {
         let wanted = processes_seen_by(pid)?;
-        let all = self.names.iter().map(String::as_str).chain([HEAD, SWITCH]);
+        let all = self.names().iter().map(String::as_str).chain([HEAD, SWITCH]);
         all.into_iter()
             .find(|name| self.on(name).first().and_then(processes_seen_by).as_ref() == Some(&wanted))
     }
@@ -152,15 +98,6 @@ impl Drop for Hosts {
     fn drop(&mut self) {
         if thread::panicking() {
             eprint!("{}", self.slurm_logs());
-        }
-        // The bed's first process ends, and the kernel ends whatever is in its namespace or one below.
-        drop(self.switch.stdin.take());
-        let start = Instant::now();
-        while matches!(self.switch.try_wait(), Ok(None)) {
-            if start.elapsed() > PATIENCE {
-                let _ = self.switch.kill();
-            }
-            thread::sleep(Duration::from_millis(2));
         }
     }
 }
@@ -186,7 +123,7 @@ impl Host<'_> {
 
     /// The number on the machine of the host's first process; none when the host is dead.
     pub fn first(&self) -> Option<i32> {
-        let socket = self.bed.dir.path().join(self.name).with_extension("sock");
+        let socket = self.bed.bed.directory().join(self.name).with_extension("sock");
         let stream = UnixStream::connect(socket).ok()?;
         getsockopt(&stream, PeerCredentials).ok().map(|peer| peer.pid())
     }

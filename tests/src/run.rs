@@ -17,7 +17,8 @@ use nix::unistd::Pid;
 use crate::host::{Who, is_root, launcher};
 
 /// The variable by which everything that a run started is found again.
-pub const MARKER: &str = "HPCL_TEST_RUN";
+pub use simulated_hosts::MARKER;
+
 /// How long what a run started may live on after it.
 const GRACE: Duration = Duration::from_secs(2);
 /// A search path that does not depend on who runs the tests.

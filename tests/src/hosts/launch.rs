@@ -29,7 +29,7 @@ impl Host<'_> {
         per_host: u32,
         command: impl IntoIterator<Item = A>,
     ) -> Run {
-        let names = &self.bed.names;
+        let names = self.bed.names();
         let hosts: Vec<String> = names.iter().map(|name| format!("{name}:{per_host}")).collect();
         let (hosts, ranks) = (hosts.join(","), (per_host as usize * names.len()).to_string());
         let rsh = self.bed.rsh();

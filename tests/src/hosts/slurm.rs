@@ -7,7 +7,9 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{HEAD, Hosts, PATIENCE, address, name};
+use simulated_hosts::{HEAD, PATIENCE, address, name};
+
+use super::Hosts;
 use crate::slurm::{CPUS, common, logs, munged};
 
 impl Hosts {
@@ -17,7 +19,7 @@ impl Hosts {
     }
 
     fn slurm_dir(&self) -> PathBuf {
-        self.dir.path().join("slurm")
+        self.bed.directory().join("slurm")
     }
 
     /// What the daemons have to say; nothing without Slurm.
@@ -49,10 +51,10 @@ pub(super) fn start(hosts: &Hosts) {
     munged.push(format!("--log-file={}", dir.join("log/munged").display()));
     is_up(daemon(hosts, HEAD, &munged), "munged");
     let controller = daemon(hosts, HEAD, &["slurmctld"]);
-    let nodes: Vec<Child> = hosts.names.iter().map(|name| daemon(hosts, name, &["slurmd"])).collect();
+    let nodes: Vec<Child> = hosts.names().iter().map(|name| daemon(hosts, name, &["slurmd"])).collect();
     is_up(controller, "slurmctld");
     nodes.into_iter().for_each(|node| is_up(node, "slurmd"));
-    let (all, start) = (hosts.names.len().to_string(), Instant::now());
+    let (all, start) = (hosts.names().len().to_string(), Instant::now());
     while hosts.slurm_says("sinfo", &["-h", "-t", "idle", "-o", "%D"]) != all {
         assert!(start.elapsed() < PATIENCE, "the nodes are not idle: {}", hosts.slurm_says("sinfo", &[]));
         thread::sleep(Duration::from_millis(20));
@@ -87,7 +89,7 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=
         dir = dir.display()
     );
     // Nodes come before the partition that has them all.
-    for n in 1..=hosts.names.len() {
+    for n in 1..=hosts.names().len() {
         text += &format!("NodeName={} NodeAddr={} CPUs={CPUS}\n", name(n), address(n));
     }
     text + &lines

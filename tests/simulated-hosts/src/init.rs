@@ -14,12 +14,12 @@ use std::process::{self, Command};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use hpc_launch_tests::hosts::PREFIX;
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
+use crate::PREFIX;
 use crate::request::{Request, Status};
 use crate::view;
 

@@ -1,6 +1,11 @@
-//! A simulated host: its first process, and the remote shell by which others start programs on it.
+//! Several hosts on one machine, for tests and benchmarks of launchers: a bed of them ([`Bed`]), and the program
+//! that each of them runs ([`main`]): its first process, and the remote shell by which others start programs on it.
 //!
-//! A bed of hosts (`hpc_launch_tests::hosts`) is a directory with a copy of this program in it, called as
+//! A host is a set of network, mount, UTS, IPC and PID namespaces: its own address on a bridge that leads nowhere,
+//! its own name, processes, /tmp, /dev/shm, /proc, /sys and /etc/hosts. All else is the machine's, as if it lay on
+//! a file system that the hosts share. The ranks' hosts are h1, h2, …; one more, `head`, has none of its own.
+//!
+//! A bed is a directory with a copy of that program in it, called as
 //!
 //!     rsh --switch COUNT [SHOWN...]          first process of the bed: the wires between the hosts
 //!     rsh --host NAME ADDRESS [SHOWN...]     first process of a host
@@ -10,6 +15,7 @@
 //! Each host listens on the socket HOST.sock in that directory; every SHOWN is a path below /tmp which is to be
 //! seen in all the hosts' own.
 
+mod bed;
 mod init;
 mod remote;
 mod request;
@@ -18,20 +24,51 @@ mod view;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::{env, io, process};
 
+pub use bed::{Bed, PATIENCE};
+
+/// The host on which launchers start that are not started on one of the ranks'.
+pub const HEAD: &str = "head";
+/// What has the other ends of all wires.
+pub const SWITCH: &str = "switch";
+/// The name of the program in a bed's directory.
+pub const RSH: &str = "rsh";
+/// The variable that, besides what a remote shell gives a program anyway, goes from host to host: a caller's mark of
+/// what belongs to it.
+pub const MARKER: &str = "HPCL_TEST_RUN";
+/// The length of the network's part of an address.
+const PREFIX: u8 = 16;
+/// unshare(1), for a set of namespaces that ends with its caller.
+const NAMESPACES: [&str; 7] = ["--net", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child"];
 /// What rsh and ssh answer when it is they that fail.
 const FAILED: i32 = 255;
 
-fn main() {
-    let arguments: Vec<OsString> = env::args_os().skip(1).collect();
+/// The name of a host; the first is the head.
+pub fn name(n: usize) -> String {
+    if n == 0 { HEAD.to_owned() } else { format!("h{n}") }
+}
+
+/// The address of a host. Every bed has the same, in a network of its own.
+pub fn address(n: usize) -> String {
+    if n == 0 { "10.9.255.254".to_owned() } else { format!("10.9.{}.{}", n / 256, n % 256) }
+}
+
+/// Whether this process was started as the program of a bed: then [`main`] is to be called before anything else.
+pub fn is_called() -> bool {
+    env::current_exe().is_ok_and(|path| path.file_name().is_some_and(|name| name == RSH))
+}
+
+/// The program of the hosts, with its arguments: it lies in the bed's directory.
+pub fn main(arguments: Vec<OsString>) -> ExitCode {
     let error = match run(&arguments) {
         Ok(status) => process::exit(status),
         Err(e) => e,
     };
     let line: Vec<_> = arguments.iter().map(|a| a.to_string_lossy()).collect();
     eprintln!("simulated-host {}: {error}", line.join(" "));
-    process::exit(FAILED);
+    process::exit(FAILED)
 }
 
 fn run(arguments: &[OsString]) -> io::Result<i32> {

@@ -7,9 +7,7 @@ use std::io::{self, BufRead, BufReader, Write as _};
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 
-use hpc_launch_tests::hosts::{NAMESPACES, SWITCH, address, name};
-
-use crate::{init, view};
+use crate::{NAMESPACES, RSH, SWITCH, address, init, name, view};
 
 /// A host that starts: the process whose namespaces it has, and how to talk to it.
 struct Host {
@@ -52,7 +50,7 @@ pub fn run(bed: &Path, count: usize, shown: &[OsString]) -> io::Result<i32> {
 fn start(bed: &Path, name: &str, address: &str, shown: &[OsString]) -> io::Result<Host> {
     let mut process = Command::new("unshare")
         .args(NAMESPACES)
-        .arg(bed.join("rsh"))
+        .arg(bed.join(RSH))
         .args(["--host", name, address])
         .args(shown)
         .stdin(Stdio::piped())

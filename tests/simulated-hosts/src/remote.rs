@@ -9,10 +9,10 @@ use std::path::Path;
 use std::process::ExitStatus;
 use std::thread;
 
-use hpc_launch_tests::run::MARKER;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SigSet, Signal, raise};
 
+use crate::MARKER;
 use crate::request::{Request, Status};
 
 /// What a remote shell's program finds in its environment, and the mark of the run to which it belongs.
