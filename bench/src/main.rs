@@ -20,12 +20,14 @@ mod journal;
 mod launcher;
 mod machine;
 mod micro;
+mod model;
 mod output;
 mod peer;
 mod programs;
 mod progress;
 mod report;
 mod run;
+mod scale;
 mod session;
 mod start;
 mod stats;
@@ -91,6 +93,8 @@ enum Bench {
     Cg(app::CgArgs),
     /// Any command, by its time or by a figure that it prints
     App(app::Args),
+    /// Many ranks on many simulated hosts under hydra, and what follows for more nodes; needs root
+    Scale(scale::Args),
     /// System calls before the program starts
     Syscalls(syscalls::Args),
     /// What it costs to look at libraries, and to give a program the host's MPI
@@ -144,6 +148,10 @@ impl Rounds {
 }
 
 fn main() -> ExitCode {
+    // A copy of this program is that of the simulated hosts.
+    if simulated_hosts::is_called() {
+        return simulated_hosts::main(std::env::args_os().skip(1).collect());
+    }
     match bench(&Cli::parse()) {
         Ok(status) => status,
         Err(error) => {
@@ -156,6 +164,11 @@ fn main() -> ExitCode {
 /// Runs one bench as the user it asks for.
 fn bench(cli: &Cli) -> Result<ExitCode, Error> {
     let files = &cli.files;
+    if let Bench::Scale(args) = &cli.bench
+        && args.is_outside()
+    {
+        return scale::outside(args, files);
+    }
     if let Some(name) = &files.user {
         user::become_user(name, files.json.as_deref(), files.out.as_deref())?;
     }
@@ -178,6 +191,7 @@ fn bench(cli: &Cli) -> Result<ExitCode, Error> {
         Bench::Micro(args) => micro::run(args, &mut session).map(|report| vec![report]),
         Bench::Cg(args) => app::cg(args, &mut session).map(|report| vec![report]),
         Bench::App(args) => app::run(args, &mut session).map(|report| vec![report]),
+        Bench::Scale(args) => scale::run(args, &mut session).map(|report| vec![report]),
         Bench::Syscalls(args) => syscalls::run(args, &mut session).map(|report| vec![report]),
         Bench::Inspect(args) => inspect::run(args, &mut session).map(|report| vec![report]),
         Bench::Import(args) => import::run(args, &mut session).map(|report| vec![report]),
@@ -215,7 +229,7 @@ fn command() -> String {
     let mut kept = vec!["hpc-bench".to_owned()];
     while let Some(word) = words.next() {
         match word.as_str() {
-            "--out" | "--json" => drop(words.next()),
+            "--out" | "--json" | scale::BED => drop(words.next()),
             "--again" | "--check" => {}
             word if word.starts_with("--out=") || word.starts_with("--json=") => {}
             word => kept.push(word.to_owned()),

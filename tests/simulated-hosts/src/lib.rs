@@ -7,10 +7,12 @@
 //!
 //! A bed is a directory with a copy of that program in it, called as
 //!
-//!     rsh --switch COUNT [SHOWN...]          first process of the bed: the wires between the hosts
-//!     rsh --host NAME ADDRESS [SHOWN...]     first process of a host
-//!     rsh --here HOST PROGRAM [ARGUMENT...]  runs a program there with this one's directory and environment
-//!     rsh [-OPTION...] HOST COMMAND...       hands a line to a shell there, as rsh and ssh do
+//! ```text
+//! rsh --switch COUNT [SHOWN...]          first process of the bed: the wires between the hosts
+//! rsh --host NAME ADDRESS [SHOWN...]     first process of a host
+//! rsh --here HOST PROGRAM [ARGUMENT...]  runs a program there with this one's directory and environment
+//! rsh [-OPTION...] HOST COMMAND...       hands a line to a shell there, as rsh and ssh do
+//! ```
 //!
 //! Each host listens on the socket HOST.sock in that directory; every SHOWN is a path below /tmp which is to be
 //! seen in all the hosts' own.
