@@ -107,7 +107,8 @@ fn a_launcher_that_fails() {
     assert_eq!(outcome.code(), Some(1), "{outcome}");
 }
 
-/// A launcher that hangs is ended on its hosts, before the next run begins.
+/// A launcher that hangs is ended on its hosts with all that it started, before the next run begins: hydra ends only
+/// what is in its processes' groups.
 #[test]
 fn a_launcher_that_hangs() {
     if !needs_root() {
@@ -117,8 +118,10 @@ fn a_launcher_that_hangs() {
     fs::set_permissions(dir.path(), Permissions::from_mode(0o777)).expect("chmod");
     let (program, seen) = (dir.path().join("hangs"), dir.path().join("seen"));
     let line = "ps -e -o args= | grep -c '^sleep 71.25'";
-    let script =
-        format!("#!/bin/sh\n[ \"$(uname -n)\" != h1 ] || {line} >> {}\nexec sleep 71.25\n", seen.display());
+    let script = format!(
+        "#!/bin/sh\n[ \"$(uname -n)\" != h1 ] || {line} >> {}\nsetsid sleep 71.25 &\nexec sleep 70\n",
+        seen.display()
+    );
     fs::write(&program, script).expect("a file");
     fs::set_permissions(&program, Permissions::from_mode(0o755)).expect("chmod");
     let options = ["--hosts", "1", "--ranks", "1", "--runs", "2", "--timeout", "1"];
