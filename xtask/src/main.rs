@@ -6,6 +6,7 @@ mod demo;
 mod hosts;
 mod images;
 mod layout;
+mod programs;
 mod rdma;
 mod recipe;
 mod release;
@@ -61,6 +62,12 @@ enum Task {
         #[arg(long)]
         squashfs: bool,
     },
+    /// Build the programs that hpc-bench measures with: target/bench-programs/MPI/hpc-bench-mpi
+    Programs {
+        /// For these MPIs, by their compilers [default: mpicc.openmpi,mpicc.mpich, as far as installed]
+        #[arg(long, value_name = "LIST", value_delimiter = ',')]
+        mpicc: Vec<String>,
+    },
     /// Install the Debian packages that a task needs
     Setup {
         /// For which task
@@ -82,6 +89,7 @@ fn main() -> ExitCode {
         Task::TestRdma => test::test(&layout, &test::Scope::Rdma),
         Task::Check => test::test(&layout, &test::Scope::Check),
         Task::Images { names, squashfs } => images::make(&layout, &names, squashfs),
+        Task::Programs { mpicc } => programs::make(&layout, &mpicc).map(drop),
         Task::Setup { set } => setup::install(&layout, set),
     };
     match result {

@@ -3,6 +3,7 @@
 use crate::hosts;
 use crate::images;
 use crate::layout::{Layout, is_root};
+use crate::programs;
 use crate::rdma;
 use crate::recipe;
 use crate::release;
@@ -94,6 +95,11 @@ fn run_phases(layout: &Layout, scope: &Scope, phases: &mut Phases) -> Result<()>
         ring = Some(rust_ring(layout)?);
         Ok(())
     });
+    let mut bench_programs = None;
+    phases.judged("programs to measure with", || {
+        bench_programs = Some(programs::make(layout, &[])?);
+        programs::test(layout)
+    });
     phases.judged("end-to-end tests", || {
         let mut command = cargo(layout);
         command.args(["test", "--release", "--no-fail-fast", "-p", "hpc-launch-tests"]);
@@ -105,6 +111,9 @@ fn run_phases(layout: &Layout, scope: &Scope, phases: &mut Phases) -> Result<()>
         }
         if let Some(ring) = &ring {
             command.env("HPC_LAUNCH_RUST_RING", ring);
+        }
+        if let Some(programs) = &bench_programs {
+            command.env("HPC_LAUNCH_BENCH_PROGRAMS", programs);
         }
         command.env("HPC_LAUNCH_HOSTS", layout.root.join("target/hosts"));
         if matches!(scope, Scope::Stress | Scope::Oracle | Scope::Matrix) {
@@ -130,7 +139,8 @@ fn formatting(layout: &Layout) -> Result<()> {
     // No crate's: build.rs compiles it.
     let probe = ["launcher/probe/main.rs", "launcher/probe/stub.rs"].map(|file| layout.root.join(file));
     run::shown(Command::new("rustfmt").args(["--check", "--edition", "2024"]).args(probe))?;
-    run::shown(cargo(layout).args(["fmt", "--check"]).current_dir(rust_examples(layout)))
+    let workspaces = [rust_examples(layout), programs::workspace(layout)];
+    workspaces.iter().try_for_each(|dir| run::shown(cargo(layout).args(["fmt", "--check"]).current_dir(dir)))
 }
 
 fn lints(layout: &Layout) -> Result<()> {
