@@ -9,6 +9,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// How often a rank that only waits looks whether the others are through.
 const LOOK: Duration = Duration::from_millis(1);
+/// What a launcher gets to pass our last words on: hydra drops what it has not yet passed on when a job aborts.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// An initialised MPI. It is finalised on drop.
 pub struct Job {
@@ -86,6 +88,7 @@ impl Job {
     pub fn require(&self, benchmark: &str, size: usize, result: Result<(), String>) {
         if let Err(what) = result {
             output::wrong(benchmark, size, &format!("rank {}: {what}", self.rank()));
+            sleep(LAST_WORDS);
             self.world.abort(1);
         }
     }
