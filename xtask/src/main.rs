@@ -1,6 +1,7 @@
 //! `cargo xtask`: what is done with the sources, from a machine's set-up to its tests.
 
 mod apt;
+mod bench;
 mod cache;
 mod demo;
 mod hosts;
@@ -20,6 +21,7 @@ mod wheel;
 
 use clap::{Parser, Subcommand};
 use layout::Layout;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Tasks around the sources of hpc-launch.
@@ -68,6 +70,18 @@ enum Task {
         #[arg(long, value_name = "LIST", value_delimiter = ',')]
         mpicc: Vec<String>,
     },
+    /// Compare containers with bare metal, as a plain user: target/bench/report.html
+    Bench {
+        /// How long the benches may take that share a limit; simulated hosts and what has to be built come on top
+        #[arg(long, default_value_t = 8.0)]
+        minutes: f64,
+        /// Where the report goes [default: target/bench]
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+        /// Throw away what is there; without it, an interrupted measurement goes on
+        #[arg(long)]
+        again: bool,
+    },
     /// Install the Debian packages that a task needs
     Setup {
         /// For which task
@@ -90,6 +104,7 @@ fn main() -> ExitCode {
         Task::Check => test::test(&layout, &test::Scope::Check),
         Task::Images { names, squashfs } => images::make(&layout, &names, squashfs),
         Task::Programs { mpicc } => programs::make(&layout, &mpicc).map(drop),
+        Task::Bench { minutes, out, again } => bench::bench(&layout, minutes, out, again),
         Task::Setup { set } => setup::install(&layout, set),
     };
     match result {

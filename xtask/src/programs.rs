@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 /// What is built where nothing is named: Debian's two.
 const DEBIAN: &[&str] = &["mpicc.openmpi", "mpicc.mpich"];
 /// The program's name.
-const NAME: &str = "hpc-bench-mpi";
+pub const NAME: &str = "hpc-bench-mpi";
 
 /// The workspace that it is built in.
 pub fn workspace(layout: &Layout) -> PathBuf {
