@@ -74,12 +74,12 @@ fn check(document: &Document) -> Result<(), String> {
     for report in &document.reports {
         for group in &report.groups {
             if !keys.insert(&group.key) {
-                return Err(format!("two groups have the key {:?}", text::line(&group.key)));
+                return Err(format!("two groups have the key {:?}", text::name(&group.key)));
             }
-            check_group(group).map_err(|why| format!("in the group {:?}: {why}", text::line(&group.key)))?;
+            check_group(group).map_err(|why| format!("in the group {:?}: {why}", text::name(&group.key)))?;
         }
         for budget in &report.budgets {
-            let what = || format!("in the budget {:?}: ", text::line(&budget.what));
+            let what = || format!("in the budget {:?}: ", text::name(&budget.what));
             budget.measured.iter().try_for_each(check_estimate).map_err(|why| what() + &why)?;
         }
     }
@@ -96,7 +96,7 @@ fn check_group(group: &Group) -> Result<(), String> {
     }
     let mut names = BTreeSet::new();
     for row in &group.rows {
-        let place = |why: String| format!("row {:?}: {why}", text::line(&row.name));
+        let place = |why: String| format!("row {:?}: {why}", text::name(&row.name));
         if !names.insert(&row.name) {
             return Err(place("it is there twice".into()));
         }

@@ -27,6 +27,20 @@ pub fn line(text: &str) -> String {
     cut(text).map(shown).collect()
 }
 
+/// The same, and no more of it than there is room for.
+pub fn brief(text: &str, room: usize) -> String {
+    let shown = line(text);
+    match shown.char_indices().nth(room) {
+        Some((end, _)) => format!("{}…", &shown[..end]),
+        None => shown,
+    }
+}
+
+/// A name, as a table has room for.
+pub fn name(text: &str) -> String {
+    brief(text, 100)
+}
+
 /// Text inside an HTML element or a quoted attribute, and nothing else: no text ends either.
 #[derive(Debug, Clone, Copy)]
 pub struct Html<'a>(pub &'a str);
@@ -44,6 +58,16 @@ impl fmt::Display for Html<'_> {
             }
         }
         Ok(())
+    }
+}
+
+/// The same of a name, a title or a unit: in short, and in one line.
+#[derive(Debug, Clone, Copy)]
+pub struct Name<'a>(pub &'a str);
+
+impl fmt::Display for Name<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Html(&name(self.0)).fmt(f)
     }
 }
 
@@ -76,5 +100,6 @@ mod tests {
         assert_eq!(shown.chars().count(), SHOWN + 1);
         assert!(shown.ends_with('…'));
         assert_eq!(line(&"é".repeat(SHOWN)).chars().count(), SHOWN);
+        assert_eq!((name("bare"), name(&"é".repeat(101))), ("bare".into(), format!("{}…", "é".repeat(100))));
     }
 }

@@ -10,7 +10,7 @@ use crate::contender::BARE_AGAIN;
 use crate::document::{Better, FailureKind, Group, Row};
 use crate::report::number;
 use crate::stats::Estimate;
-use crate::text::Html;
+use crate::text::{Html, Name};
 use std::fmt::Write as _;
 
 /// Groups that are one figure, in the order of their places.
@@ -157,7 +157,7 @@ impl<'a> Figure<'a> {
     fn not_run(&self) -> String {
         let without = |name: &&str| self.row(name).all(|(_, _, row)| row.not_run.is_some());
         let names = self.names().into_iter().filter(without);
-        names.map(|name| format!("<li class=\"none\">{}: not run</li>", Html(name))).collect()
+        names.map(|name| format!("<li class=\"none\">{}: not run</li>", Name(name))).collect()
     }
 
     fn series(
@@ -190,7 +190,7 @@ impl<'a> Figure<'a> {
         let class = look.class();
         svg.path(&format!("line {class}"), "M0 7L34 7", look.dash);
         svg.group(&format!("key {class}"), name, |svg| svg.path("mark", &look.marker((17.0, 7.0), 3.6), ""));
-        let mut html = format!("<li>{}<span>{}", svg.finish(), Html(name));
+        let mut html = format!("<li>{}<span>{}", svg.finish(), Name(name));
         // The same end at several places is one sentence.
         let mut ends: Vec<(&str, Vec<String>)> = Vec::new();
         for (_, group, row) in self.row(name) {

@@ -5,7 +5,8 @@ use crate::contender::{BARE, BARE_AGAIN, HPC_LAUNCH};
 use crate::document::Document;
 use std::collections::BTreeMap;
 
-/// Classes k2… of the style sheet; k0 is bare, k1 bare again.
+/// Classes k2… of the style sheet; k0 is bare, k1 bare again. They were chosen so that any two are at least 11 apart
+/// (CIE76) to those who see no red, green or blue (Machado et al., 2009), and 3:1 against paper (WCAG 1.4.11).
 const COLOURS: usize = 8;
 /// Told apart without colour, too: in print, and by those who see few.
 const DASHES: [&str; 5] = ["", "7 3", "2 2.5", "9 3 2 3", "5 2 1.5 2 1.5 2"];

@@ -13,7 +13,7 @@ mod svg;
 mod tables;
 
 use crate::document::{Document, Report};
-use crate::text::Html;
+use crate::text::{Html, Name};
 use looks::Looks;
 use std::fmt::Write as _;
 
@@ -67,7 +67,7 @@ fn head(document: &Document) -> String {
     }
     html += "<details class=\"setup\" open><summary>Machine, versions, images</summary><dl>";
     let mut item = |name: &str, value: &str| {
-        let _ = write!(html, "<div><dt>{}</dt><dd>{}</dd></div>", Html(name), Html(value));
+        let _ = write!(html, "<div><dt>{}</dt><dd>{}</dd></div>", Name(name), Html(value));
     };
     item("System", &format!("{}, Linux {}", machine.system, machine.kernel));
     item("Memory", &format!("{} MiB", axis::number(machine.memory as f64, 0)));
@@ -113,13 +113,13 @@ fn duration(seconds: f64) -> String {
 }
 
 fn bench(report: &Report, looks: &Looks) -> String {
-    let mut html = format!("<section class=\"bench\"><h2>{}</h2>", Html(&report.title));
+    let mut html = format!("<section class=\"bench\"><h2>{}</h2>", Name(&report.title));
     if !report.settings.is_empty() {
         html += "<p class=\"settings\">";
         let settings = report
             .settings
             .iter()
-            .map(|(name, value)| format!("<span>{} <code>{}</code></span>", Html(name), Html(value)));
+            .map(|(name, value)| format!("<span>{} <code>{}</code></span>", Name(name), Html(value)));
         html += &settings.collect::<Vec<_>>().join(" ");
         html += "</p>";
     }
@@ -132,7 +132,7 @@ fn bench(report: &Report, looks: &Looks) -> String {
             html += if half { "<div class=\"halves\">" } else { "</div>" };
             halves = half;
         }
-        let _ = write!(html, "<figure><figcaption><h3>{}</h3></figcaption>", Html(figure.title));
+        let _ = write!(html, "<figure><figcaption><h3>{}</h3></figcaption>", Name(figure.title));
         html += &figure.html(looks);
         html += &tables::troubles(figure);
         html += &tables::table(figure);
@@ -163,7 +163,7 @@ fn plans(document: &Document) -> String {
         let _ = write!(
             html,
             "<details class=\"plan\"><summary>{}</summary><p><code>{}</code></p>",
-            Html(&plan.row),
+            Name(&plan.row),
             Html(&plan.command)
         );
         // Line by line, for the whole may be longer than what is shown of one text.

@@ -7,7 +7,7 @@ use crate::baseline::baseline;
 use crate::contender::{BARE, BARE_AGAIN};
 use crate::document::{Better, Document, Group, Report};
 use crate::stats::Estimate;
-use crate::text::Html;
+use crate::text::{Html, Name};
 use std::fmt::Write as _;
 
 /// The whole section.
@@ -33,8 +33,8 @@ fn budgets(document: &Document) -> String {
         let _ = write!(
             html,
             "<tr><th scope=\"row\">{}</th><td>{}</td><td>{measured}</td><td class=\"verdict {class}\">{verdict}</td></tr>",
-            Html(&budget.what),
-            Html(&budget.limit)
+            Name(&budget.what),
+            Name(&budget.limit)
         );
     }
     if html.is_empty() {
@@ -81,8 +81,8 @@ fn ratios(document: &Document, looks: &Looks) -> String {
         let _ = write!(
             html,
             "<tr><th scope=\"row\">{}<small>{}, {}</small></th>",
-            Html(figure.title),
-            Html(&first.unit),
+            Name(figure.title),
+            Name(&first.unit),
             better(first)
         );
         for name in &names {
@@ -96,9 +96,9 @@ fn ratios(document: &Document, looks: &Looks) -> String {
 /// Broken between words only, as long as they are words: a hyphen is a part of `--join`.
 fn words(name: &str) -> String {
     let whole = |word: &str| {
-        if word.len() <= 14 { format!("<i>{}</i>", Html(word)) } else { Html(word).to_string() }
+        if word.len() <= 14 { format!("<i>{}</i>", Name(word)) } else { Name(word).to_string() }
     };
-    name.split(' ').map(whole).collect::<Vec<_>>().join(" ")
+    crate::text::name(name).split(' ').map(whole).collect::<Vec<_>>().join(" ")
 }
 
 /// How much worse than bare, as a factor above 1, whichever way is better.
@@ -183,7 +183,7 @@ fn noise(document: &Document) -> String {
         let _ = write!(
             html,
             "<tr><th scope=\"row\">{}</th><td>{}</td><td>{:.2}, {:.2} on {} CPUs</td><td>{}</td><td>{}</td></tr>",
-            Html(&report.title),
+            Name(&report.title),
             Html(&farthest),
             noise.load_before,
             noise.load_after,

@@ -4,7 +4,7 @@ use super::figures::{Figure, failure, place_of};
 use crate::baseline::baseline;
 use crate::report::number;
 use crate::stats::Estimate;
-use crate::text::Html;
+use crate::text::{Html, Name};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
@@ -32,13 +32,13 @@ pub fn table(figure: &Figure<'_>) -> String {
     let _ = write!(
         html,
         "<th scope=\"col\">row</th><th scope=\"col\" class=\"n\">median, {}</th><th scope=\"col\" class=\"n\">95 % interval</th>",
-        Html(unit)
+        Name(unit)
     );
     for base in &bases {
         let _ = write!(
             html,
             "<th scope=\"col\" class=\"n\">× {}</th><th scope=\"col\" class=\"n\">95 % interval</th>",
-            Html(base)
+            Name(base)
         );
     }
     html += "<th scope=\"col\" class=\"n\">n</th><th scope=\"col\">runs that failed</th></tr></thead>";
@@ -54,7 +54,7 @@ pub fn table(figure: &Figure<'_>) -> String {
                     Html(&place_of(group))
                 );
             }
-            let _ = write!(html, "<th scope=\"row\">{}</th>", Html(&row.name));
+            let _ = write!(html, "<th scope=\"row\">{}</th>", Name(&row.name));
             html += &cells(row.median.as_ref());
             for base in &bases {
                 html += &cells(row.ratios.get(*base));
@@ -91,7 +91,7 @@ fn commands(figure: &Figure<'_>) -> String {
         let mut said = BTreeSet::new();
         for (_, _, row) in figure.row(name).filter(|(_, _, row)| !row.command.is_empty()) {
             if said.insert(&row.command) {
-                let _ = write!(html, "<dt>{}</dt><dd><code>{}</code></dd>", Html(name), Html(&row.command));
+                let _ = write!(html, "<dt>{}</dt><dd><code>{}</code></dd>", Name(name), Html(&row.command));
             }
         }
     }
@@ -121,7 +121,7 @@ pub fn troubles(figure: &Figure<'_>) -> String {
         for (how, said, places) in stories {
             let places = places.join(", ");
             let at = if places.is_empty() { String::new() } else { format!(" at {places}") };
-            let _ = write!(html, "<li><b>{}</b> failed{}: {}", Html(name), Html(&at), Html(&how));
+            let _ = write!(html, "<li><b>{}</b> failed{}: {}", Name(name), Html(&at), Html(&how));
             if !said.is_empty() {
                 let _ = write!(html, "<pre>{}</pre>", Html(said));
             }
@@ -130,7 +130,7 @@ pub fn troubles(figure: &Figure<'_>) -> String {
     }
     for (why, names) in not_run {
         let names: Vec<&str> = names.into_iter().collect();
-        let _ = write!(html, "<li><b>{}</b> was not run: {}</li>", Html(&names.join("; ")), Html(why));
+        let _ = write!(html, "<li><b>{}</b> was not run: {}</li>", Name(&names.join("; ")), Html(why));
     }
     if html.is_empty() {
         html
