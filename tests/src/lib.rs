@@ -5,6 +5,7 @@
 //! changes on the host (a bind over /dev/fuse, a site's configuration) it changes in a mount namespace
 //! of its own.
 
+pub mod browser;
 pub mod canary;
 pub mod host;
 pub mod host_mpi;

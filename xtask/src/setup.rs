@@ -65,6 +65,8 @@ const TEST: &[&str] = &[
     "runc",
     "golang-github-container-orchestrated-devices-container-device-interface-dev",
     "python3-jsonschema",
+    // looks at hpc-bench's page
+    "chromium",
     // images as others make and unpack them, and a registry
     "umoci",
     "skopeo",
