@@ -7,10 +7,17 @@
 mod agree;
 mod alternate;
 mod app;
+mod baseline;
+mod change;
+mod compare;
+mod comparison;
 mod contender;
+mod csv;
 mod digest;
 mod document;
 mod error;
+#[cfg(test)]
+mod fixture;
 mod import;
 mod inspect;
 mod interrupt;
@@ -22,11 +29,15 @@ mod machine;
 mod micro;
 mod model;
 mod output;
+mod page;
 mod peer;
 mod programs;
 mod progress;
+mod publish;
+mod render;
 mod report;
 mod run;
+mod saved;
 mod scale;
 mod session;
 mod start;
@@ -34,6 +45,7 @@ mod stats;
 mod step;
 mod suite;
 mod syscalls;
+mod text;
 mod user;
 
 use alternate::Effort;
@@ -105,6 +117,10 @@ enum Bench {
     Itself(itself::Args),
     /// Whether the programs that we measure with agree with others' programs
     Agree(agree::Args),
+    /// What became worse from one measurement to another; exit status 1 if something did
+    Compare(compare::Args),
+    /// Page and CSV of a measurement that was kept
+    Report(render::Args),
 }
 
 /// What every bench takes.
@@ -164,6 +180,12 @@ fn main() -> ExitCode {
 /// Runs one bench as the user it asks for.
 fn bench(cli: &Cli) -> Result<ExitCode, Error> {
     let files = &cli.files;
+    let judged = |is_good| if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    match &cli.bench {
+        Bench::Compare(args) => return compare::run(args).map(judged),
+        Bench::Report(args) => return render::run(args).map(judged),
+        _ => {}
+    }
     if let Bench::Scale(args) = &cli.bench
         && args.is_outside()
     {
@@ -197,6 +219,8 @@ fn bench(cli: &Cli) -> Result<ExitCode, Error> {
         Bench::Import(args) => import::run(args, &mut session).map(|report| vec![report]),
         Bench::Itself(args) => itself::run(args, &mut session).map(|report| vec![report]),
         Bench::Agree(args) => agree::run(args, &mut session).map(|report| vec![report]),
+        // No measurements: they were answered above.
+        Bench::Compare(_) | Bench::Report(_) => Ok(Vec::new()),
     }?;
     finish(session, reports, command, &outputs, files.check)
 }

@@ -2,15 +2,18 @@
 
 use crate::document::Document;
 use crate::error::Error;
-use serde::Serialize;
+use crate::publish::publish;
+use crate::{csv, page};
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
 
 /// The samples, as they come.
 pub const SAMPLES: &str = "samples.jsonl";
 const JSON: &str = "report.json";
+const CSV: &str = "report.csv";
+const PAGE: &str = "report.html";
 
 /// The files that were asked for.
 #[derive(Debug, Default)]
@@ -57,11 +60,15 @@ impl Outputs {
 
     /// Writes all of them.
     pub fn write(&self, document: &Document) -> Result<(), Error> {
+        let broken = |e: serde_json::Error| Error::new("write the report as JSON", e, "report this as a bug");
+        let json = serde_json::to_string_pretty(document).map_err(broken)? + "\n";
         if let Some(path) = &self.json {
-            json(path, document)?;
+            publish(path, json.as_bytes(), "--json")?;
         }
         if let Some(dir) = &self.directory {
-            json(&dir.join(JSON), document)?;
+            publish(&dir.join(JSON), json.as_bytes(), "--out")?;
+            publish(&dir.join(CSV), csv::csv(document).as_bytes(), "--out")?;
+            publish(&dir.join(PAGE), page::html(document).as_bytes(), "--out")?;
         }
         Ok(())
     }
@@ -74,35 +81,12 @@ fn is_finished(path: &Path) -> bool {
     document.is_ok_and(|document| !document.interrupted)
 }
 
-/// Writes `value` as JSON.
-pub fn json(path: &Path, value: &impl Serialize) -> Result<(), Error> {
-    let text = serde_json::to_string_pretty(value).map_err(|e| failed(path, &e))?;
-    whole(path, &(text + "\n"))
-}
-
-/// Puts `text` in the place of `path`, all of it or nothing. What is no regular file (/dev/stdout, a pipe), or lies
-/// where this user can make no file beside it, is written to.
-pub fn whole(path: &Path, text: &str) -> Result<(), Error> {
-    let there = path.metadata().ok();
-    if there.as_ref().is_some_and(|meta| !meta.is_file()) {
-        return fs::write(path, text).map_err(|e| failed(path, &e));
-    }
-    let mut file = match temporary(path) {
-        Err(_) if there.is_some() => return fs::write(path, text).map_err(|e| failed(path, &e)),
-        file => file?,
-    };
-    file.write_all(text.as_bytes()).and_then(|()| file.as_file().sync_all()).map_err(|e| failed(path, &e))?;
-    file.persist(path).map_err(|e| failed(path, &e.error))?;
-    Ok(())
-}
-
 fn temporary(path: &Path) -> Result<NamedTempFile, Error> {
     if path.is_dir() {
         return Err(failed(path, &"it is a directory"));
     }
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o666);
-    tempfile::Builder::new().permissions(mode).tempfile_in(dir).map_err(|e| failed(path, &e))
+    NamedTempFile::new_in(dir).map_err(|e| failed(path, &e))
 }
 
 fn failed(path: &Path, why: &dyn std::fmt::Display) -> Error {
@@ -111,25 +95,4 @@ fn failed(path: &Path, why: &dyn std::fmt::Display) -> Error {
         why,
         "make room there, or give another path; what was there before is as it was",
     )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_file_is_replaced_as_a_whole() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("a.json");
-        whole(&path, "one").unwrap();
-        whole(&path, "two").unwrap();
-        assert_eq!(fs::read_to_string(&path).unwrap(), "two");
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
-        let error = whole(dir.path(), "x").unwrap_err().to_string();
-        assert!(error.contains(&dir.path().display().to_string()), "{error}");
-        let error = whole(&dir.path().join("no/such"), "x").unwrap_err().to_string();
-        assert!(error.contains("No such file"), "{error}");
-        let error = whole(Path::new("/dev/full"), "x").unwrap_err().to_string();
-        assert!(error.contains("No space left") && error.contains("make room"), "{error}");
-    }
 }

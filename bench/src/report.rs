@@ -78,7 +78,9 @@ impl Group {
                     continue;
                 }
                 let pairs: Vec<(f64, f64)> = own.iter().zip(theirs).filter_map(|(a, b)| a.zip(*b)).collect();
-                ratios.extend(ratio_estimate(&pairs).map(|ratio| (other.name.clone(), ratio)));
+                // Against a count of none there is no ratio, nor has JSON a number for it.
+                let ratio = ratio_estimate(&pairs).filter(|r| r.low.is_finite() && r.high.is_finite());
+                ratios.extend(ratio.map(|ratio| (other.name.clone(), ratio)));
             }
             let good: Vec<f64> = own.iter().flatten().copied().collect();
             Row {

@@ -1,12 +1,11 @@
 //! `hpc-bench suite`: all that a report needs, in a given time.
 
 use crate::app::CgArgs;
-use crate::document::{Document, Report};
+use crate::document::Report;
 use crate::error::Error;
 use crate::micro::JobArgs;
 use crate::session::Session;
-use crate::{Common, Rounds, app, jobs, micro, peer, start, syscalls};
-use std::fs;
+use crate::{Common, Rounds, app, jobs, micro, peer, saved, start, syscalls};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -84,7 +83,7 @@ pub fn run(args: &Args, session: &mut Session) -> Result<Vec<Report>, Error> {
     let mut reports = Vec::new();
     let mut included = Vec::new();
     for path in &args.include {
-        included.extend(read(path)?.reports);
+        included.extend(saved::read(path)?.reports);
     }
     let pair = Pair { image: args.common.image.clone(), mpirun: args.mpirun.clone() };
     let pairs: Vec<Pair> = [pair].into_iter().chain(args.also.iter().cloned()).collect();
@@ -184,12 +183,4 @@ fn nothing(part: &Part, error: &Error) -> Report {
         budgets: Vec::new(),
         notes: vec![format!("not measured: {error}")],
     }
-}
-
-fn read(path: &std::path::Path) -> Result<Document, Error> {
-    let failed = |e: &dyn std::fmt::Display| {
-        Error::new(format!("include {}", path.display()), e, "give --include a report.json of hpc-bench")
-    };
-    let text = fs::read(path).map_err(|e| failed(&e))?;
-    serde_json::from_slice(&text).map_err(|e| failed(&e))
 }

@@ -104,12 +104,12 @@ pub fn abi_probe() -> &'static Path {
     })
 }
 
-/// The benchmarks: $HPC_LAUNCH_BENCH, else the release build in the repository.
+/// The benchmarks: $HPC_LAUNCH_BENCH, else those built beside the launcher.
 pub fn bench() -> &'static Path {
     static FOUND: OnceLock<PathBuf> = OnceLock::new();
     FOUND.get_or_init(|| {
-        let built = format!("target/{}-unknown-linux-gnu/release/hpc-bench", env::consts::ARCH);
-        let path = env::var_os("HPC_LAUNCH_BENCH").map_or_else(|| repository().join(built), PathBuf::from);
+        let path = env::var_os("HPC_LAUNCH_BENCH")
+            .map_or_else(|| launcher().with_file_name("hpc-bench"), PathBuf::from);
         assert!(path.is_file(), "there is no {}: run `cargo xtask test`", path.display());
         path
     })

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use hpc_launch_tests::browser::Browser;
-use hpc_launch_tests::host::{Who, hpc_bench, is_root};
+use hpc_launch_tests::host::{Who, bench, is_root};
 use hpc_launch_tests::image::directory;
 use hpc_launch_tests::machine::text;
 use hpc_launch_tests::run::{Outcome, Run};
@@ -26,7 +26,7 @@ fn who() -> Who {
 }
 
 fn bench(arguments: &[&str]) -> Outcome {
-    Run::command(who(), [hpc_bench()]).args(arguments).run()
+    Run::command(who(), [bench()]).args(arguments).run()
 }
 
 /// A document in a file of its own, with room beside it.
@@ -374,7 +374,7 @@ fn a_full_disk_leaves_what_was_there() {
     let place = text(file.dir.path());
     let script = format!(
         "cd {place}/full && echo before > a.html && {} report ../a.json --html a.html; echo $?; cat a.html; ls -A",
-        hpc_bench().display()
+        bench().display()
     );
     fs::create_dir(file.at("full")).expect("a directory");
     Run::command(Who::Root, ["sh", "-c", &script])

@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// One image for each of Debian's MPIs, and the launcher of that MPI.
-const IMAGES: [(&str, &str); 2] = [("bookworm-openmpi", "mpirun.openmpi"), ("bookworm-mpich", "mpiexec.hydra")];
+const IMAGES: [(&str, &str); 2] =
+    [("bookworm-openmpi", "mpirun.openmpi"), ("bookworm-mpich", "mpiexec.hydra")];
 /// With which the benchmark programs of either are found.
 const FAMILIES: [&str; 2] = ["openmpi", "mpich"];
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 /// How long rustup may take to fetch a standard library.
 const PATIENCE: Duration = Duration::from_secs(180);
 
-/// Builds the launcher, and abi-probe and hpc-bench beside it; returns the launcher's program.
+/// Builds the launcher, and abi-probe beside it; returns the launcher's program.
 pub fn build(layout: &Layout) -> Result<PathBuf> {
     let target = target();
     run::shown(cargo(layout).args([
@@ -22,8 +22,6 @@ pub fn build(layout: &Layout) -> Result<PathBuf> {
         "hpc-launch",
         "-p",
         "abi-probe",
-        "-p",
-        "hpc-bench",
         "--target",
         &target,
     ]))?;
@@ -34,9 +32,9 @@ pub fn build(layout: &Layout) -> Result<PathBuf> {
     Ok(binary)
 }
 
-/// Builds the benchmarks; returns their program.
+/// Builds the benchmarks beside them; returns their program.
 pub fn bench(layout: &Layout) -> Result<PathBuf> {
-    let target = format!("{}-unknown-linux-gnu", env::consts::ARCH);
+    let target = target();
     run::shown(cargo(layout).args(["build", "--release", "-p", "hpc-bench", "--target", &target]))?;
     let binary = layout.target.join(target).join("release/hpc-bench");
     if !binary.exists() {
