@@ -103,7 +103,7 @@ fn results(outcome: &Outcome, mpi: Mpi, program: &str, ranks: u32) -> Vec<(Strin
             ["RESULT", name, size, value, _unit] => {
                 let value: f64 = value.parse().unwrap_or_else(|e| panic!("{line}: {e}"));
                 assert!(value.is_finite(), "{line}");
-                (name.to_owned(), size.parse().unwrap(), value)
+                (name.to_owned(), size.parse().expect("a size is a number"), value)
             }
             _ => panic!("{line}: {outcome}"),
         })
