@@ -1,6 +1,7 @@
 //! `hpc-bench agree`: whether hpc-bench-mpi measures what others measure: its twin in C, and suites that were
 //! written elsewhere, under the same launcher, alternating.
 
+use crate::alternate::Sample;
 use crate::contender::{Contender, Measured, Setup};
 use crate::document::{Budget, Group, Report};
 use crate::error::Error;
@@ -61,6 +62,8 @@ pub struct Args {
 
 /// What a run measured: benchmark, size, number.
 type Numbers = Vec<(String, u64, f64)>;
+
+impl Sample for Numbers {}
 
 /// Measures, and compares.
 pub fn run(args: &Args, session: &mut Session) -> Result<Report, Error> {

@@ -2,6 +2,8 @@
 
 use crate::run::Failure;
 use crate::stats::Prng;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -10,6 +12,16 @@ pub type Outcomes<T> = Vec<Result<T, Failure>>;
 
 /// A row that took too long so many times in a row is not run again: each time costs the whole limit.
 const PATIENCE: usize = 2;
+
+/// What a run gives.
+pub trait Sample: Serialize + DeserializeOwned {
+    /// Why it holds less than it should: what hung half-way is not tried again either.
+    fn cut_short_by(&self) -> Option<&Failure> {
+        None
+    }
+}
+
+impl Sample for f64 {}
 
 /// How much is measured.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -70,7 +82,7 @@ struct Row<T> {
     too_long: (usize, String),
 }
 
-impl<T> Rounds<T> {
+impl<T: Sample> Rounds<T> {
     /// Of so many rows.
     pub fn new(rows: usize, effort: Effort) -> Self {
         let row = || Row { outcomes: Vec::new(), too_long: (0, String::new()) };
@@ -127,8 +139,9 @@ impl<T> Rounds<T> {
     /// What came of a run, and how long it took.
     pub fn ran(&mut self, next: Next, outcome: Result<T, Failure>, seconds: f64) {
         let row = &mut self.rows[next.row];
-        row.too_long = match &outcome {
-            Err(failure) if failure.is_time_out() => (row.too_long.0 + 1, failure.stderr.clone()),
+        let failure = outcome.as_ref().map_or_else(Some, Sample::cut_short_by);
+        row.too_long = match failure {
+            Some(failure) if failure.is_time_out() => (row.too_long.0 + 1, failure.stderr.clone()),
             _ => (0, String::new()),
         };
         if next.round.is_some() {
@@ -179,8 +192,15 @@ impl<T> Rounds<T> {
 mod tests {
     use super::*;
 
+    impl Sample for usize {}
+    impl Sample for () {}
+    impl Sample for Option<usize> {}
+
     /// Runs all of it with outcomes by `of`.
-    fn all<T>(rounds: &mut Rounds<T>, mut of: impl FnMut(Next) -> (Result<T, Failure>, f64)) -> Vec<Next> {
+    fn all<T: Sample>(
+        rounds: &mut Rounds<T>,
+        mut of: impl FnMut(Next) -> (Result<T, Failure>, f64),
+    ) -> Vec<Next> {
         let mut runs = Vec::new();
         while let Some(next) = rounds.next(|_, _| false) {
             runs.push(next);

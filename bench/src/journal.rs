@@ -42,13 +42,16 @@ const VERSION: u32 = 1;
 /// In the place of a table's key.
 const NOTED: &str = "noted";
 
+/// Table, row, round.
+type Place = (String, String, usize);
+
 /// The file, and what was in it.
 #[derive(Debug)]
 pub struct Journal {
     path: PathBuf,
     file: File,
     began: String,
-    kept: HashMap<(String, String, usize), (Value, Option<Failure>, f64)>,
+    kept: HashMap<Place, (Value, Option<Failure>, f64)>,
     /// Why a line could not be written; samples go on to the report all the same.
     broken: Option<String>,
 }

@@ -1,5 +1,6 @@
 //! The benchmark programs on MPI (bench/programs), and what they print.
 
+use crate::alternate::Sample;
 use crate::contender::find_program;
 use crate::error::Error;
 use crate::run::{Failure, Ran};
@@ -31,6 +32,12 @@ pub struct Results {
     pub values: Vec<Value>,
     /// Why there is no more.
     pub ended: Option<Failure>,
+}
+
+impl Sample for Results {
+    fn cut_short_by(&self) -> Option<&Failure> {
+        self.ended.as_ref()
+    }
 }
 
 /// The program in a directory that every runtime shows at its own path: the same file runs everywhere.

@@ -1,6 +1,6 @@
 //! How far the measurement is: a bar with the time left on a terminal, a line per table elsewhere.
 
-use crate::alternate::{Effort, Rounds};
+use crate::alternate::{Effort, Rounds, Sample};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::time::Duration;
 
@@ -59,7 +59,7 @@ impl Progress {
     }
 
     /// A run begins.
-    pub fn run<T>(&mut self, row: &str, rounds: &Rounds<T>) {
+    pub fn run<T: Sample>(&mut self, row: &str, rounds: &Rounds<T>) {
         self.spent = self.before + rounds.spent();
         let left = rounds.left().map(|left| left + self.later);
         let (done, all) = (rounds.done(), rounds.effort().rounds);

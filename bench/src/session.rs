@@ -1,7 +1,7 @@
 //! One measurement from its first sample to its last: which samples there are already, whether to stop, how long it
 //! still takes, and what all benches of it share.
 
-use crate::alternate::{Effort, Rounds};
+use crate::alternate::{Effort, Rounds, Sample};
 use crate::contender::{Contender, Measured, Setup};
 use crate::digest;
 use crate::document::{Document, FORMAT, Image, Machine, Plan, Report, VERSION};
@@ -11,8 +11,6 @@ use crate::journal::Journal;
 use crate::machine::{self, Watch};
 use crate::progress::Progress;
 use crate::run::{CommandLine, Failure, Runner};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use std::time::{Duration, Instant, SystemTime};
 
 /// What the benches of one measurement share.
@@ -141,7 +139,7 @@ impl Session {
 
     /// Samples all rows that can run, alternating; the others come back with their reason. `key` tells the samples of
     /// this table from those of all others of the measurement.
-    pub fn measure<T: Serialize + DeserializeOwned>(
+    pub fn measure<T: Sample>(
         &mut self,
         key: &str,
         contenders: &[Contender],

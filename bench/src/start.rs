@@ -1,5 +1,6 @@
 //! `hpc-bench start`: what it costs to start one rank, from spawn to reaped.
 
+use crate::alternate::Sample;
 use crate::contender::{BARE, BARE_AGAIN, Contender, Measured, Setup};
 use crate::document::{Budget, Group, Report};
 use crate::error::Error;
@@ -39,6 +40,8 @@ struct Start {
     milliseconds: f64,
     faults: f64,
 }
+
+impl Sample for Start {}
 
 /// By variables: a command line with options is read in another way.
 fn unsurveyed() -> impl Iterator<Item = (OsString, OsString)> {

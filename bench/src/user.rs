@@ -53,11 +53,14 @@ pub fn become_user(name: &str, json: Option<&Path>, out: Option<&Path>) -> Resul
             "install util-linux, and keep hpc-bench where that user may run it",
         )
     };
-    let runuser = find_program("runuser", "apt-get install util-linux").map_err(failed)?;
+    // Not runuser: it would stay in between, and kill us two seconds after a signal that ends a measurement.
+    let setpriv = find_program("setpriv", "apt-get install util-linux").map_err(failed)?;
     let this = env::current_exe().map_err(|e| failed(e.to_string()))?;
-    // runuser -u keeps the environment: root's home and name must not leak into the samples.
-    let e: io::Error = Command::new(runuser)
-        .args(["-u", name, "--"])
+    let (uid, gid) = (account.uid, account.gid);
+    // The environment is kept: root's home and name must not leak into the samples.
+    let e: io::Error = Command::new(setpriv)
+        .args([format!("--reuid={uid}"), format!("--regid={gid}")])
+        .args(["--init-groups", "--"])
         .arg(this)
         .args(env::args_os().skip(1))
         .env("HOME", &account.home)

@@ -27,22 +27,26 @@ fn run<A: AsRef<OsStr>>(who: Who, bench_name: &str, arguments: impl IntoIterator
 fn directory(who: Who) -> TempDir {
     let dir = hpc_launch_tests::image::directory("/var/tmp");
     let account = who.account();
-    chown(dir.path(), Some(account.uid.into()), Some(account.gid.into())).unwrap();
+    chown(dir.path(), Some(account.uid.into()), Some(account.gid.into())).expect("chown");
     dir
 }
 
 fn read(path: &Path) -> Value {
     let text = fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    serde_json::from_str(&text).unwrap()
+    serde_json::from_str(&text).expect("JSON")
 }
 
 /// The rows of a document's table.
 fn rows<'a>(document: &'a Value, key: &str) -> &'a Vec<Value> {
-    let groups = document["reports"].as_array().unwrap().iter().flat_map(|r| r["groups"].as_array().unwrap());
+    let groups = document["reports"]
+        .as_array()
+        .expect("an array")
+        .iter()
+        .flat_map(|r| r["groups"].as_array().expect("an array"));
     let mut keys = Vec::new();
     for group in groups {
         if group["key"] == key {
-            return group["rows"].as_array().unwrap();
+            return group["rows"].as_array().expect("an array");
         }
         keys.push(group["key"].to_string());
     }
@@ -56,8 +60,8 @@ fn row<'a>(rows: &'a [Value], name: &str) -> &'a Value {
 /// A program of a few words.
 fn script(dir: &Path, name: &str, text: &str) -> PathBuf {
     let path = dir.join(name);
-    fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
-    fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
+    fs::write(&path, format!("#!/bin/sh\n{text}\n")).expect("a script");
+    fs::set_permissions(&path, Permissions::from_mode(0o755)).expect("chmod");
     path
 }
 

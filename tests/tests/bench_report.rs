@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use hpc_launch_tests::browser::Browser;
-use hpc_launch_tests::host::{Who, bench, is_root};
+use hpc_launch_tests::host::{self, Who, is_root};
 use hpc_launch_tests::image::directory;
 use hpc_launch_tests::machine::text;
 use hpc_launch_tests::run::{Outcome, Run};
@@ -26,7 +26,7 @@ fn who() -> Who {
 }
 
 fn bench(arguments: &[&str]) -> Outcome {
-    Run::command(who(), [bench()]).args(arguments).run()
+    Run::command(who(), [host::bench()]).args(arguments).run()
 }
 
 /// A document in a file of its own, with room beside it.
