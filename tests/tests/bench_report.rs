@@ -374,7 +374,7 @@ fn a_full_disk_leaves_what_was_there() {
     let place = text(file.dir.path());
     let script = format!(
         "cd {place}/full && echo before > a.html && {} report ../a.json --html a.html; echo $?; cat a.html; ls -A",
-        bench().display()
+        host::bench().display()
     );
     fs::create_dir(file.at("full")).expect("a directory");
     Run::command(Who::Root, ["sh", "-c", &script])
