@@ -3,7 +3,7 @@
 use crate::contender::{BARE, HPC_LAUNCH};
 use crate::document::{Budget, Group, Report};
 use crate::error::Error;
-use crate::micro::{JobArgs, JobSetup};
+use crate::micro::{JobArgs, JobSetup, mpi};
 use crate::peer;
 use crate::programs::{Program, results};
 use crate::run::Failure;
@@ -155,10 +155,10 @@ pub fn cg(args: &CgArgs, session: &mut Session) -> Result<Report, Error> {
                     None => rate(&results.values),
                 }
             });
-            let plot = format!("conjugate gradient, {scaling} scaling, {points}, {family}");
+            let plot = format!("conjugate gradient, {scaling} scaling, {points}, {}", mpi(family));
             let title = format!("{plot}, {ranks} ranks");
             let group = Group::new(key, title, "GFLOP/s", &[BARE], &measured).higher_is_better();
-            let what = format!("conjugate gradient, {scaling}, {ranks} ranks, {family}, against bare");
+            let what = format!("conjugate gradient, {scaling}, {ranks} ranks, {}, against bare", mpi(family));
             budgets.push(Budget::at_least(what, 0.95, group.ratio(HPC_LAUNCH, BARE)));
             groups.push(group.at(plot, ranks as f64, "ranks"));
         }

@@ -106,7 +106,7 @@ pub struct Report {
 /// What else the machine was doing.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Noise {
-    /// One-minute load average before the first sample.
+    /// One-minute load average before the first sample of the measurement.
     pub load_before: f64,
     /// … and after the last: the measurement itself is in it.
     pub load_after: f64,

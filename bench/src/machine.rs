@@ -75,9 +75,9 @@ struct Ticks {
 }
 
 impl Watch {
-    /// Before the first sample.
-    pub fn start() -> Self {
-        Watch { load: load(), clock: clock(), stolen: ticks() }
+    /// Before the first sample; `load` is what the machine did before the measurement began.
+    pub fn start(load: f64) -> Self {
+        Watch { load, clock: clock(), stolen: ticks() }
     }
 
     /// After the last.
@@ -96,7 +96,8 @@ impl Watch {
     }
 }
 
-fn load() -> f64 {
+/// The one-minute load average.
+pub fn load() -> f64 {
     let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     text.split(' ').next().and_then(|word| word.parse().ok()).unwrap_or(0.0)
 }
@@ -138,7 +139,7 @@ mod tests {
     fn this_machine_says_what_it_is() {
         let machine = survey();
         assert!(machine.memory > 0 && machine.cpus > 0 && !machine.kernel.is_empty(), "{machine:?}");
-        let noise = Watch::start().finish();
+        let noise = Watch::start(load()).finish();
         assert_eq!(noise.cpus, machine.cpus);
     }
 }

@@ -113,7 +113,7 @@ impl JobSetup {
         let mut rows = vec![Contender::new(BARE, Ok(bare.clone())), Contender::new(BARE_AGAIN, Ok(bare))];
         rows.push(Contender::new(HPC_LAUNCH, setup.hpc_launch(words)));
         rows.push(Contender::new(OWN, self.allowed("--mpi=image", words, runner)));
-        rows.extend(self.peers.rows(words, Job::Ranks, setup));
+        rows.extend(self.peers.rows(words, Job::Ranks(ranks), setup));
         for row in &mut rows {
             session.plan(&row.name, &row.line, setup, runner);
             row.line = row.line.clone().map(|line| self.launcher.ranks(ranks, &line));
@@ -202,17 +202,26 @@ fn groups(measured: &[Measured<Results>], family: &str, ranks: usize) -> Vec<Gro
     let group = |(benchmark, size, unit): &(String, u64, String)| {
         let key = format!("micro/{family}/{ranks}/{benchmark}/{size}");
         let sized = if *size > 0 { format!("{benchmark}, {size} B") } else { benchmark.clone() };
-        let title = format!("{sized}, {ranks} ranks, {family}");
+        let title = format!("{sized}, {ranks} ranks, {}", mpi(family));
         let written = if unit == "us" { "µs" } else { unit };
         let group = Group::new(key, title, written, &[BARE], &pick(measured, benchmark, *size));
         let group = if unit.ends_with("/s") { group.higher_is_better() } else { group };
         let group = if few || is_telling(benchmark, *size) { group } else { group.only_in_json() };
         match size {
             0 => group,
-            size => group.at(format!("{benchmark}, {ranks} ranks, {family}"), *size as f64, "B"),
+            size => group.at(format!("{benchmark}, {ranks} ranks, {}", mpi(family)), *size as f64, "B"),
         }
     };
     kinds.iter().map(group).collect()
+}
+
+/// Whose launcher it is.
+pub fn mpi(family: &str) -> &str {
+    match family {
+        "openmpi" => "Open MPI",
+        "hydra" => "MPICH",
+        other => other,
+    }
 }
 
 /// At which sizes people know a benchmark: the others fill the terminal.
@@ -245,7 +254,7 @@ fn budgets(groups: &[Group], family: &str, bridged: bool) -> Vec<Budget> {
         for group in groups.iter().filter(|group| group.key.ends_with(&end)) {
             let rows: &[&str] = if bridged { &[HPC_LAUNCH, BRIDGED, ALONE] } else { &[HPC_LAUNCH] };
             for row in rows {
-                let what = format!("{benchmark} at {size} B, {family}, {row}, against bare");
+                let what = format!("{benchmark} at {size} B, {}, {row}, against bare", mpi(family));
                 let ratio = group.ratio(row, BARE);
                 budgets.push(match benchmark {
                     "latency" => Budget::at_most(what, 1.02, ratio),

@@ -38,8 +38,8 @@ const APART: &[(&str, &str)] = &[
 pub enum Job {
     /// One process, or many that do not know of each other.
     Single,
-    /// Ranks that read each other's memory.
-    Ranks,
+    /// So many ranks, which read each other's memory.
+    Ranks(usize),
 }
 
 /// A runtime that the user knows how to call: `NAME=COMMAND`, which takes the program as its last words.
@@ -85,12 +85,14 @@ impl Peers {
     /// Each peer's row. Of what Debian does not have only what is here; its others say how they are installed.
     pub fn rows(&self, words: &[String], job: Job, setup: &Setup) -> Vec<Contender> {
         let mut rows = vec![(CH_RUN.to_owned(), ch_run(setup, &[], words))];
-        if job == Job::Ranks {
-            rows.push(("ch-run --join".into(), ch_run(setup, &["--join"], words)));
+        if let Job::Ranks(count) = job {
+            // Open MPI's and Slurm's variables would tell it, hydra's do not.
+            let count = format!("--join-ct={count}");
+            rows.push(("ch-run --join".into(), ch_run(setup, &["--join", &count], words)));
             rows.push(("ch-run, told to keep apart".into(), ch_run(setup, &[], words).map(apart)));
         }
         rows.push((BWRAP.into(), bwrap(setup, words)));
-        if job == Job::Ranks {
+        if job != Job::Single {
             rows.push(("bwrap, told to keep apart".into(), bwrap(setup, words).map(apart)));
         }
         rows.push((
@@ -104,7 +106,7 @@ impl Peers {
                 setup.bare(words).after(&setup.line(&path, &args))
             };
             rows.push((APPTAINER.into(), Ok(exec(&[]))));
-            if job == Job::Ranks {
+            if job != Job::Single {
                 rows.push(("apptainer --sharens".into(), Ok(exec(&["--sharens"]))));
             }
         }

@@ -195,13 +195,16 @@ impl Report {
             text += &format!("not run: {}\n    {why}\n", names.join("; "));
         }
         let mut said = BTreeSet::new();
+        let mut commands = BTreeSet::new();
         for row in rows() {
             for kind in &row.failures {
                 let (failed, all) = (kind.runs, row.samples.len());
-                let line =
-                    format!("{}: {failed} of {all} runs: {}\n    $ {}\n", row.name, kind.first, row.command);
+                let line = format!("{}: {failed} of {all} runs: {}\n", row.name, kind.first);
                 if said.insert(line.clone()) {
                     text += &line;
+                }
+                if commands.insert(&row.command) {
+                    text += &format!("    $ {}\n", row.command);
                 }
             }
         }

@@ -21,6 +21,8 @@ pub struct Session {
     interrupt: Interrupt,
     progress: Progress,
     began: String,
+    /// Before the first sample: later it is our own doing.
+    load: f64,
     /// Of samples, those of earlier processes included.
     spent: Duration,
     images: Vec<Image>,
@@ -41,6 +43,7 @@ impl Session {
             interrupt,
             progress,
             began,
+            load: machine::load(),
             spent: Duration::ZERO,
             images: Vec::new(),
             plans: Vec::new(),
@@ -124,7 +127,7 @@ impl Session {
 
     /// Begins to watch what else goes on.
     pub fn watch(&self) -> Watch {
-        Watch::start()
+        Watch::start(self.load)
     }
 
     /// How long what comes after the table that is measured next may take, for the time left.

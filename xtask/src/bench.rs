@@ -51,7 +51,7 @@ pub fn bench(layout: &Layout, minutes: f64, out: Option<PathBuf>, again: bool) -
         if !scale.exists() {
             fs::create_dir_all(out.parent().context("a directory above the report")?)?;
             let squashfs = stage.images().join(format!("{}.sqfs", IMAGES[0].0));
-            let mut command = line(&["scale", "--rounds", "5"]);
+            let mut command = line(&["scale", "--runs", "4"]);
             command.arg("--image").arg(image(0)?).arg("--squashfs").arg(squashfs).arg("--json").arg(&scale);
             run::shown(&mut command)?;
         }
