@@ -28,7 +28,7 @@ use crate::job::digest;
 use crate::plan::MpiVerdict;
 
 /// First line of an entry.
-const MAGIC: &str = "hpc-launch decision 3";
+const MAGIC: &str = "hpc-launch decision 4";
 /// A decision on 200 files is about 40 KiB.
 const MAX_ENTRY: u64 = 4 << 20;
 /// When there are more entries than these, the oldest half goes.
@@ -37,6 +37,9 @@ const MAX_ENTRIES: usize = 256;
 /// What is kept of a decision.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Kept {
+    /// What the processor can do that it was made on (x86-64-v1 to v4). In here, and not in the entry's name: to ask a
+    /// processor costs a trap for each question where it is virtual, and most first ranks find no entry.
+    pub level: u32,
     /// Whose MPI.
     pub verdict: MpiVerdict,
     /// What must be done for that.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
+use std::ops::Bound;
 
 /// A snapshot, ordered by name; values need not be UTF-8.
 #[derive(Clone, Debug, Default)]
@@ -27,6 +28,13 @@ impl Environ {
     /// A value, whatever its bytes.
     pub fn get_os(&self, name: &str) -> Option<&OsStr> {
         self.0.get(OsStr::new(name)).map(OsString::as_os_str)
+    }
+
+    /// Whether there are any whose names begin so.
+    pub fn has_any(&self, beginning: &str) -> bool {
+        let from = (Bound::Included(OsStr::new(beginning)), Bound::Unbounded);
+        let first = self.0.range::<OsStr, _>(from).next();
+        first.is_some_and(|(name, _)| name.as_encoded_bytes().starts_with(beginning.as_bytes()))
     }
 
     /// Sets a value.

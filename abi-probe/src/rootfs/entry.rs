@@ -1,15 +1,17 @@
 //! Objects of a view: what they are, and which.
 
 use std::ffi::{OsStr, OsString};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 use std::rc::Rc;
 
-use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, readlinkat};
+use nix::fcntl::{OFlag, openat, readlinkat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
+
+use rustix::fs::RawDir;
 
 use super::record::Stamp;
 use crate::error::{Error, Result};
@@ -114,8 +116,12 @@ impl Entry {
         let failed = |e: Errno| Error::io("list", &self.path, e);
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let mut names = Vec::new();
-        for item in Dir::openat(fd, ".", flags, Mode::empty()).map_err(failed)? {
-            let item = item.map_err(failed)?;
+        let directory = openat(fd, ".", flags, Mode::empty()).map_err(failed)?;
+        // Not opendir(3): libc's buffer comes from libc's heap, which a first rank needs for nothing else.
+        let mut buffer = [MaybeUninit::uninit(); 2048];
+        let mut items = RawDir::new(directory, &mut buffer);
+        while let Some(item) = items.next() {
+            let item = item.map_err(|e| failed(Errno::from_raw(e.raw_os_error())))?;
             let name = item.file_name().to_bytes();
             if name == b"." || name == b".." {
                 continue;

@@ -131,9 +131,12 @@ fn place(text: &str, at: usize) -> (usize, usize) {
     (line, column)
 }
 
+/// How the variables of all keys begin.
+const PREFIX: &str = "HPC_LAUNCH_";
+
 /// The variable of a key.
 pub fn variable(key: &str) -> String {
-    format!("HPC_LAUNCH_{}", key.to_ascii_uppercase())
+    format!("{PREFIX}{}", key.to_ascii_uppercase())
 }
 
 /// The flag of a key.
@@ -167,6 +170,9 @@ pub fn flag(key: &str) -> &'static str {
 /// HPC_LAUNCH_BINDS, _OVERLAYS, _DEVICES, _CDI_DIRECTORIES, _STORE, _PLAIN_REGISTRIES, _KEYRING and _UNSET_ENV are lists
 /// separated by commas; there is no variable for `env`: a variable that should be set inside can be set outside.
 pub fn variables(environ: &Environ) -> Result<FileLayer> {
+    if !environ.has_any(PREFIX) {
+        return Ok(FileLayer::default());
+    }
     let list = |key| {
         environ
             .get(&variable(key))

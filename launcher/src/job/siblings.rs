@@ -90,9 +90,10 @@ fn carries(pid: i32, identity: &[(String, String)]) -> bool {
 }
 
 /// A file of /proc in few calls: their size is not known beforehand. On the stack first: fresh pages of
-/// the heap cost more than the copy.
+/// the heap cost more than the copy. (openat: musl's open(2) makes sure of O_CLOEXEC by one call more.)
 fn read(path: &str) -> Option<Vec<u8>> {
-    let mut file = File::open(path).ok()?;
+    let mut file =
+        File::from(openat(AT_FDCWD, path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).ok()?);
     let mut first = [0; 4096];
     let mut bytes = Vec::new();
     loop {
@@ -123,6 +124,9 @@ pub fn find_at_once(step: &JobStep, mark: &Mark) -> Option<Namespaces> {
 /// Whether ranks of this node have ended before this one came: the daemon forks them in their order, and
 /// the kernel lists them in that of their forks.
 pub fn some_have_ended(step: &JobStep) -> bool {
+    if step.rank.local_rank == Some(0) {
+        return false;
+    }
     let (Some(rank), Some(children)) = (step.rank.local_rank, children(step.daemon)) else { return false };
     let me = nix::unistd::getpid().as_raw();
     // Behind a wrapper we are not among them: then those count that came after us, too.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -265,16 +266,22 @@ impl<'a> Planner<'a> {
     /// A link of the image may lead a mount point below a path that is covered later: what should be
     /// there would be missing in silence.
     fn refuse_hidden(&self) -> Result<()> {
-        let at = |step: &Step| match step {
-            Step::Bind { at, .. } => at.clone(),
-            _ => PathBuf::new(),
+        fn at(step: &Step) -> &Path {
+            match step {
+                Step::Bind { at, .. } => at,
+                _ => Path::new(""),
+            }
+        }
+        // Bytes first: of two paths without links most differ in their first component.
+        let is_below = |path: &Path, above: &Path| {
+            path.as_os_str().as_bytes().starts_with(above.as_os_str().as_bytes()) && path.starts_with(above)
         };
         for (i, hidden) in self.binds.iter().enumerate() {
             for (j, cover) in self.binds.iter().enumerate().skip(i + 1) {
                 // Who asks for a bind over one of ours wants it so.
                 let meant =
                     matches!(self.weights[j], Weight::Asked(_)) || self.weights[i] == Weight::IfPossible;
-                if !meant && at(hidden).starts_with(at(cover)) {
+                if !meant && is_below(at(hidden), at(cover)) {
                     return Err(self.bad_layout(&format!(
                         "by links of the image, what belongs at {} would be covered by what belongs at {}",
                         source_of(hidden),

@@ -3,6 +3,7 @@
 use std::fs::{File, Metadata};
 use std::io::Read;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -77,7 +78,8 @@ pub struct Sources {
 fn wants(config: &Config, facts: &Facts, devices: &[Want]) -> Result<Vec<Want>> {
     let mut wants = Vec::new();
     let mut same = |path: PathBuf, why: &str, weight: Weight| {
-        if wants.iter().any(|want: &Want| want.at == path) {
+        // Bytes: every path here is plain, and std's comparison takes paths apart from behind.
+        if wants.iter().any(|want: &Want| want.at.as_os_str() == path.as_os_str()) {
             return;
         }
         wants.push(Want { source: path.clone(), at: path, read_only: false, why: why.to_owned(), weight });
@@ -91,23 +93,23 @@ fn wants(config: &Config, facts: &Facts, devices: &[Want]) -> Result<Vec<Want>> 
     }
     same(format!("/run/user/{}", facts.uid).into(), "the user's runtime directory", Weight::IfPossible);
     for (path, variable, why) in of_the_job(facts.environ) {
-        same(path, &format!("{why} ({variable})"), Weight::IfPossible);
+        same(plain(&path), &format!("{why} ({variable})"), Weight::IfPossible);
     }
     if let Some((path, file)) = of_slurm(facts) {
-        same(path, &format!("Slurm's directory for the step ({file})"), Weight::IfPossible);
+        same(plain(&path), &format!("Slurm's directory for the step ({file})"), Weight::IfPossible);
     }
     if config.home.value
         && let Some(home) = facts.environ.get_os("HOME").map(PathBuf::from)
         && home.is_absolute()
         && home != Path::new("/")
     {
-        same(home, "the home directory", Weight::IfPossible);
+        same(plain(&home), "the home directory", Weight::IfPossible);
     }
     if let Some(cwd) = &facts.cwd
         && cwd != Path::new("/")
         && !table::OF_THE_IMAGE.iter().any(|d| cwd.starts_with(d))
     {
-        same(cwd.clone(), "the working directory", Weight::IfPossible);
+        same(plain(cwd), "the working directory", Weight::IfPossible);
     }
     for r in table::FILES {
         same(r.path.into(), r.why, row(r));
@@ -117,6 +119,11 @@ fn wants(config: &Config, facts: &Facts, devices: &[Want]) -> Result<Vec<Want>> 
         wants.push(parse_bind(bind)?);
     }
     Ok(wants)
+}
+
+/// Without `.`, doubled slashes and one at the end.
+fn plain(path: &Path) -> PathBuf {
+    path.components().collect()
 }
 
 /// Directories that variables of the job name, with these and the reason.
@@ -240,10 +247,16 @@ impl Sources {
 
     /// Whether one of them lies in the image's own directory, over which the new root is mounted.
     pub fn lie_in(&self, image: &Image) -> bool {
+        // Bytes first where the path is plain: see `wants`.
+        let lies = |source: &Path| {
+            let (bytes, image_bytes) = (source.as_os_str().as_bytes(), image.path.as_os_str().as_bytes());
+            let is_odd = bytes.windows(2).any(|pair| matches!(pair, b"//" | b"/."));
+            (is_odd || bytes.starts_with(image_bytes)) && source.starts_with(&image.path)
+        };
         self.wanted.iter().any(|(want, _)| {
-            want.source.starts_with(&image.path)
+            lies(&want.source)
                 || matches!(want.weight, Weight::Asked(_))
-                    && std::fs::canonicalize(&want.source).is_ok_and(|source| source.starts_with(&image.path))
+                    && std::fs::canonicalize(&want.source).is_ok_and(|source| lies(&source))
         })
     }
 

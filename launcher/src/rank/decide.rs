@@ -91,7 +91,8 @@ impl Request {
         let roots = Roots { image: &image, host: &host, tmp: asked.sources.tmp.as_deref() };
         let different = if names[0] == names[1] { &names[..1] } else { &names[..] };
         let kept = different.iter().find_map(|name| cache.find(name, asked.image, &roots));
-        if let Some(Kept { verdict, injection, wiring, cuda, remarks }) = kept {
+        let kept = kept.filter(|kept| kept.level == Cpu::this().level);
+        if let Some(Kept { verdict, injection, wiring, cuda, remarks, .. }) = kept {
             return Ok(Decision { verdict, injection, wiring, cuda, remarks, program, mixed: None });
         }
         // Programs without MPI are judged faster than looked up.
@@ -114,7 +115,8 @@ impl Request {
         let (verdict, injection, wiring) = (verdict.clone(), injection.clone(), wiring.clone());
         let (cuda, remarks) = (cuda.clone(), remarks.clone());
         let name = &names[usize::from(decision.program.id != id)];
-        cache.keep(name, asked.image, &record, &Kept { verdict, injection, wiring, cuda, remarks });
+        let kept = Kept { level: Cpu::this().level, verdict, injection, wiring, cuda, remarks };
+        cache.keep(name, asked.image, &record, &kept);
         Ok(decision)
     }
 
@@ -140,17 +142,21 @@ impl Request {
                 told,
             )
         });
-        let wanted = asked.sources.wanted.iter().map(|(want, _)| (&want.source, &want.at, want.read_only));
+        let wanted = asked.sources.wanted.iter().map(|(want, _)| {
+            // Not as paths, which are taken apart to be hashed.
+            (want.source.as_os_str(), want.at.as_os_str(), want.read_only)
+        });
         let settings =
             (config.mpi.value, config.pmi.value, &config.host_mpi.value, &config.mpi_library.value, named);
-        let image = (&asked.image.path, asked.image.id.0, asked.image.id.1, asked.image.offset);
-        let command = (path, workdir, &program.path, program.id, arguments);
+        let image = (asked.image.path.as_os_str(), asked.image.id.0, asked.image.id.1, asked.image.offset);
+        let [path, workdir, program_path] = [path, workdir, &program.path].map(Path::as_os_str);
+        let command = (path, workdir, program_path, program.id, arguments);
         digest(&(
             (image, command, settings, rank, &asked.entered.around.launcher),
             (config.fabric.value, &asked.entered.around.fabric),
             inside.map(|name| environ.get_os(name)),
             outside.map(|name| self.environ.get_os(name)).collect::<Vec<_>>(),
-            (wanted.collect::<Vec<_>>(), asked.planner.private(), Cpu::this().level),
+            (wanted.collect::<Vec<_>>(), asked.planner.private()),
         ))
     }
 

@@ -4,6 +4,7 @@
 //! namespace maps the user to itself: MPI checks user ids across ranks, and a rank may read another's
 //! memory (process_vm_readv) only within one user namespace.
 
+use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
@@ -24,8 +25,12 @@ pub fn new_user_namespace(uid: u32, gid: u32) -> Result<bool> {
     }
     unshare(CloneFlags::CLONE_NEWUSER).map_err(|e| forbidden("unshare(CLONE_NEWUSER)", e))?;
     let write = |file: &str, text: String| {
-        std::fs::write(format!("/proc/self/{file}"), &text)
-            .map_err(|e| forbidden(&format!("writing {text:?} to /proc/self/{file}"), e))
+        let path = format!("/proc/self/{file}");
+        // They are there: no O_CREAT, which would lock the directory to look.
+        openat(AT_FDCWD, path.as_str(), OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty())
+            .map_err(std::io::Error::from)
+            .and_then(|fd| std::fs::File::from(fd).write_all(text.as_bytes()))
+            .map_err(|e| forbidden(&format!("writing {text:?} to {path}"), e))
     };
     // Without CAP_SETGID outside, gid_map may be written only once setgroups is denied
     // (user_namespaces(7)). The supplementary groups themselves stay in force.
