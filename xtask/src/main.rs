@@ -7,6 +7,7 @@ mod demo;
 mod hosts;
 mod images;
 mod layout;
+mod order;
 mod programs;
 mod rdma;
 mod recipe;
@@ -82,6 +83,8 @@ enum Task {
         #[arg(long)]
         again: bool,
     },
+    /// Find out in which order ranks go through the launcher's functions: launcher/start.ld
+    StartOrder,
     /// Install the Debian packages that a task needs
     Setup {
         /// For which task
@@ -105,6 +108,7 @@ fn main() -> ExitCode {
         Task::Images { names, squashfs } => images::make(&layout, &names, squashfs),
         Task::Programs { mpicc } => programs::make(&layout, &mpicc).map(drop),
         Task::Bench { minutes, out, again } => bench::bench(&layout, minutes, out, again),
+        Task::StartOrder => order::make(&layout),
         Task::Setup { set } => setup::install(&layout, set),
     };
     match result {
