@@ -64,8 +64,6 @@ use std::time::Duration;
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Cli {
-    #[command(flatten)]
-    files: Files,
     #[command(subcommand)]
     bench: Bench,
 }
@@ -75,52 +73,61 @@ struct Cli {
 struct Files {
     /// Keep all of it in this directory: samples as they come, report.json, report.csv, report.html. The same command
     /// goes on where one was interrupted
-    #[arg(long, value_name = "DIR", global = true)]
+    #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Throw away what is in that directory
-    #[arg(long, requires = "out", global = true)]
+    #[arg(long, requires = "out")]
     again: bool,
     /// Write everything, each sample included, to this file
-    #[arg(long, value_name = "FILE", global = true)]
+    #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// Exit with 1 if a run failed or a budget is missed
-    #[arg(long, global = true)]
+    #[arg(long)]
     check: bool,
     /// As root: measure as this ordinary user
-    #[arg(long, value_name = "NAME", global = true)]
+    #[arg(long, value_name = "NAME")]
     user: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]
 enum Bench {
     /// All that a report needs, in a given time
-    Suite(suite::Args),
+    Suite(Kept<suite::Args>),
     /// Start of one rank: bare, hpc-launch (alone, first, joining), and peers
-    Start(start::Args),
+    Start(Kept<start::Args>),
     /// Start and end of jobs of many ranks under the host's launcher
-    Jobs(jobs::Args),
+    Jobs(Kept<jobs::Args>),
     /// Messages between ranks, bare and inside: latency, bandwidth, rates, collectives, MPI_Init
-    Micro(micro::Args),
+    Micro(Kept<micro::Args>),
     /// A conjugate gradient, weak and strong scaling
-    Cg(app::CgArgs),
+    Cg(Kept<app::CgArgs>),
     /// Any command, by its time or by a figure that it prints
-    App(app::Args),
+    App(Kept<app::Args>),
     /// Many ranks on many simulated hosts under hydra, and what follows for more nodes; needs root
-    Scale(scale::Args),
+    Scale(Kept<scale::Args>),
     /// System calls before the program starts
-    Syscalls(syscalls::Args),
+    Syscalls(Kept<syscalls::Args>),
     /// What it costs to look at libraries, and to give a program the host's MPI
-    Inspect(inspect::Args),
+    Inspect(Kept<inspect::Args>),
     /// From an OCI image to one file that can be run: hpc-launch, umoci with mksquashfs, podman, ch-convert
-    Import(import::Args),
+    Import(Kept<import::Args>),
     /// Bare metal against itself, many times over: what the intervals are worth here
-    Itself(itself::Args),
+    Itself(Kept<itself::Args>),
     /// Whether the programs that we measure with agree with others' programs
-    Agree(agree::Args),
+    Agree(Kept<agree::Args>),
     /// What became worse from one measurement to another; exit status 1 if something did
     Compare(compare::Args),
     /// Page and CSV of a measurement that was kept
     Report(render::Args),
+}
+
+/// A bench's options, and where its results go.
+#[derive(Debug, clap::Args)]
+struct Kept<A: clap::Args> {
+    #[command(flatten)]
+    files: Files,
+    #[command(flatten)]
+    args: A,
 }
 
 /// What every bench takes.
@@ -179,17 +186,27 @@ fn main() -> ExitCode {
 
 /// Runs one bench as the user it asks for.
 fn bench(cli: &Cli) -> Result<ExitCode, Error> {
-    let files = &cli.files;
     let judged = |is_good| if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE };
-    match &cli.bench {
+    let files = match &cli.bench {
         Bench::Compare(args) => return compare::run(args).map(judged),
         Bench::Report(args) => return render::run(args).map(judged),
-        _ => {}
-    }
-    if let Bench::Scale(args) = &cli.bench
-        && args.is_outside()
+        Bench::Suite(kept) => &kept.files,
+        Bench::Start(kept) => &kept.files,
+        Bench::Jobs(kept) => &kept.files,
+        Bench::Micro(kept) => &kept.files,
+        Bench::Cg(kept) => &kept.files,
+        Bench::App(kept) => &kept.files,
+        Bench::Scale(kept) => &kept.files,
+        Bench::Syscalls(kept) => &kept.files,
+        Bench::Inspect(kept) => &kept.files,
+        Bench::Import(kept) => &kept.files,
+        Bench::Itself(kept) => &kept.files,
+        Bench::Agree(kept) => &kept.files,
+    };
+    if let Bench::Scale(kept) = &cli.bench
+        && kept.args.is_outside()
     {
-        return scale::outside(args, files);
+        return scale::outside(&kept.args, files);
     }
     if let Some(name) = &files.user {
         user::become_user(name, files.json.as_deref(), files.out.as_deref())?;
@@ -207,18 +224,18 @@ fn bench(cli: &Cli) -> Result<ExitCode, Error> {
     };
     let mut session = Session::new(journal, interrupt);
     let reports = match &cli.bench {
-        Bench::Suite(args) => suite::run(args, &mut session),
-        Bench::Start(args) => start::run(args, &mut session).map(|report| vec![report]),
-        Bench::Jobs(args) => jobs::run(args, &mut session).map(|report| vec![report]),
-        Bench::Micro(args) => micro::run(args, &mut session).map(|report| vec![report]),
-        Bench::Cg(args) => app::cg(args, &mut session).map(|report| vec![report]),
-        Bench::App(args) => app::run(args, &mut session).map(|report| vec![report]),
-        Bench::Scale(args) => scale::run(args, &mut session).map(|report| vec![report]),
-        Bench::Syscalls(args) => syscalls::run(args, &mut session).map(|report| vec![report]),
-        Bench::Inspect(args) => inspect::run(args, &mut session).map(|report| vec![report]),
-        Bench::Import(args) => import::run(args, &mut session).map(|report| vec![report]),
-        Bench::Itself(args) => itself::run(args, &mut session).map(|report| vec![report]),
-        Bench::Agree(args) => agree::run(args, &mut session).map(|report| vec![report]),
+        Bench::Suite(kept) => suite::run(&kept.args, &mut session),
+        Bench::Start(kept) => start::run(&kept.args, &mut session).map(|report| vec![report]),
+        Bench::Jobs(kept) => jobs::run(&kept.args, &mut session).map(|report| vec![report]),
+        Bench::Micro(kept) => micro::run(&kept.args, &mut session).map(|report| vec![report]),
+        Bench::Cg(kept) => app::cg(&kept.args, &mut session).map(|report| vec![report]),
+        Bench::App(kept) => app::run(&kept.args, &mut session).map(|report| vec![report]),
+        Bench::Scale(kept) => scale::run(&kept.args, &mut session).map(|report| vec![report]),
+        Bench::Syscalls(kept) => syscalls::run(&kept.args, &mut session).map(|report| vec![report]),
+        Bench::Inspect(kept) => inspect::run(&kept.args, &mut session).map(|report| vec![report]),
+        Bench::Import(kept) => import::run(&kept.args, &mut session).map(|report| vec![report]),
+        Bench::Itself(kept) => itself::run(&kept.args, &mut session).map(|report| vec![report]),
+        Bench::Agree(kept) => agree::run(&kept.args, &mut session).map(|report| vec![report]),
         // No measurements: they were answered above.
         Bench::Compare(_) | Bench::Report(_) => Ok(Vec::new()),
     }?;
