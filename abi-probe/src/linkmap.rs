@@ -162,8 +162,8 @@ pub struct Circumstances<'a> {
     pub preload: Option<&'a str>,
     /// The working directory: relative paths begin there.
     pub directory: &'a Path,
-    /// The processor.
-    pub cpu: Cpu,
+    /// The processor; none: this machine's, which is asked when it matters.
+    pub cpu: Option<Cpu>,
     /// What is wanted.
     pub scope: Scope,
     /// What the program will dlopen: names or paths.
@@ -175,15 +175,21 @@ pub struct Circumstances<'a> {
 impl Default for Circumstances<'_> {
     fn default() -> Self {
         let directory = Path::new("/");
-        let cpu = Cpu::this();
         Circumstances {
             library_path: None,
             preload: None,
             directory,
-            cpu,
+            cpu: None,
             scope: Scope::Whole,
             opens: &[],
             global: 0,
         }
+    }
+}
+
+impl Circumstances<'_> {
+    /// The processor.
+    pub fn processor(&self) -> Cpu {
+        self.cpu.unwrap_or_else(Cpu::this)
     }
 }

@@ -252,9 +252,9 @@ impl<'p, 'v, 'h> Walk<'p, 'v, 'h> {
     fn check(&self, problems: &mut Vec<Problem>, file: &Probed) {
         // Bit 0 is the baseline, bit 1 is v2, …
         let needed = 32 - file.object.isa_needed.leading_zeros();
-        if needed > self.how.cpu.level && self.traits().hwcaps {
+        if needed > self.how.processor().level && self.traits().hwcaps {
             let path = file.path.clone();
-            problems.push(Problem::IsaLevel { path, needed, have: self.how.cpu.level });
+            problems.push(Problem::IsaLevel { path, needed, have: self.how.processor().level });
         }
     }
 
@@ -283,7 +283,7 @@ impl<'p, 'v, 'h> Walk<'p, 'v, 'h> {
         if !text.contains('$') {
             return text.to_owned();
         }
-        ldso::expand(text, &self.nodes[node].origin, &self.traits().lib, self.how.cpu, self.arch)
+        ldso::expand(text, &self.nodes[node].origin, &self.traits().lib, self.how.processor(), self.arch)
     }
 
     /// The directories of a search list, as they are put before a name: an empty one is the working directory.
@@ -370,7 +370,7 @@ impl<'p, 'v, 'h> Walk<'p, 'v, 'h> {
             return Some(found);
         }
         let keeps_to_itself = requester.is_some_and(|f| f.object.no_default_directories);
-        if let Some(path) = self.prober.cached(name, self.arch, self.how.cpu, || self.traits().hwcaps)
+        if let Some(path) = self.prober.cached(name, self.arch, self.how.processor(), || self.traits().hwcaps)
             && !(keeps_to_itself && self.traits().directories.contains(&parent(&path)))
             && let Some(found) = self.attempt(&path, problems)
         {
@@ -398,7 +398,7 @@ impl<'p, 'v, 'h> Walk<'p, 'v, 'h> {
             let better = match self.loader {
                 Loader::Glibc => {
                     let absolute = self.absolute(directory).display().to_string();
-                    self.prober.better(&absolute, || self.traits(), self.how.cpu)
+                    self.prober.better(&absolute, || self.traits(), self.how.processor())
                 }
                 Loader::Musl => Rc::default(),
             };

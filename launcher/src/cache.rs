@@ -91,20 +91,26 @@ impl Cache {
         let size = file.metadata().ok()?.size().min(MAX_ENTRY);
         let mut text = String::with_capacity(size as usize + 1);
         file.take(MAX_ENTRY).read_to_string(&mut text).ok()?;
-        let (head, decision) = text.split_once("\n\n")?;
-        let mut lines = head.lines();
-        if lines.next()? != MAGIC {
+        let (magic, text) = text.split_once('\n')?;
+        if magic != MAGIC {
             return None;
         }
-        let before = lines.next()?;
+        let (before, mut decision) = text.split_once('\n')?;
         let mut stamps = Vec::with_capacity(256);
         let (mut image_again, mut host_again) = (Again::below(roots.image), Again::below(roots.host));
         let mut tmp_again = roots.tmp.map(Again::below);
-        for line in lines {
+        // Up to the empty line.
+        loop {
+            let (line, rest) = decision.split_once('\n')?;
+            decision = rest;
+            if line.is_empty() {
+                break;
+            }
             let (side, path) = (line.get(..1)?, Path::new(line.get(1..)?));
-            stamps.push(match (side, &mut tmp_again, path.strip_prefix("/tmp")) {
-                ("H", Some(tmp), Ok(rest)) => tmp.stamp(&Path::new("/").join(rest)),
-                ("H", ..) => host_again.stamp(path),
+            let in_tmp = tmp_again.as_mut().and_then(|tmp| Some((tmp, path.strip_prefix("/tmp").ok()?)));
+            stamps.push(match (side, in_tmp) {
+                ("H", Some((tmp, rest))) => tmp.stamp(&Path::new("/").join(rest)),
+                ("H", None) => host_again.stamp(path),
                 _ => image_again.stamp(path),
             });
         }

@@ -35,7 +35,12 @@ pub fn make(layout: &Layout) -> Result<()> {
     let user = PlainUser::get()?;
     let stage = Stage::prepare(layout, &user, &launcher)?;
     let image = stage.image(&user, DEMO)?;
-    let rank = Ranks { user: user.account(), launcher: &stage.launcher, image: &image };
+    let own = PathBuf::from(std::env::var_os("HOME").unwrap_or("/".into()));
+    let home = match &user {
+        PlainUser::Us => &own,
+        PlainUser::Account { home } => home,
+    };
+    let rank = Ranks { user: user.account(), home, launcher: &stage.launcher, image: &image };
     let functions = functions(&launcher)?;
     let mut order = Vec::new();
 
@@ -54,7 +59,8 @@ pub fn make(layout: &Layout) -> Result<()> {
     let members = members(&launcher)?;
     let mut seen = HashSet::new();
     let lines = order.iter().map(|name| line(name, &members)).filter(|line| seen.insert(line.clone()));
-    let lines: String = lines.collect();
+    // The entry has no section of its own.
+    let lines: String = std::iter::once("    *crt1.o(.text .text.*)\n".to_owned()).chain(lines).collect();
     let path = layout.root.join("launcher/start.ld");
     let text = format!("{HEAD}SECTIONS\n{{\n  .text.start :\n  {{\n{lines}  }}\n}}\nINSERT BEFORE .text;\n");
     fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
@@ -65,6 +71,7 @@ pub fn make(layout: &Layout) -> Result<()> {
 /// Who runs what.
 struct Ranks<'a> {
     user: Option<&'static str>,
+    home: &'a Path,
     launcher: &'a Path,
     image: &'a Path,
 }
@@ -88,7 +95,8 @@ impl Ranks<'_> {
             command.arg(self.launcher);
         }
         command.arg(self.image).arg(program);
-        command.env_clear().env("PATH", "/usr/local/bin:/usr/bin:/bin").env("HOME", "/").current_dir("/");
+        command.env_clear().env("PATH", "/usr/local/bin:/usr/bin:/bin").env("HOME", self.home);
+        command.current_dir(self.home);
         command.env("PMIX_NAMESPACE", format!("start-order-{}-{step}", std::process::id()));
         for name in ["PMIX", "OMPI_COMM_WORLD", "OMPI_COMM_WORLD_LOCAL", "OMPI_COMM_WORLD_NODE"] {
             command.env(format!("{name}_RANK"), rank.to_string());
@@ -133,7 +141,7 @@ impl Ranks<'_> {
             if let Some(start) = functions.at(counter(pid)?)
                 && seen.insert(start)
             {
-                order.extend(functions.0.get(&start).cloned());
+                order.extend(functions.0.get(&start).into_iter().flatten().cloned());
             }
             ptrace::step(pid, None)?;
             match waitpid(pid, None)? {
@@ -159,7 +167,7 @@ fn counter(pid: Pid) -> Result<u64> {
 }
 
 /// A program's functions by their addresses.
-struct Functions(BTreeMap<u64, String>);
+struct Functions(BTreeMap<u64, Vec<String>>);
 
 impl Functions {
     fn at(&self, address: u64) -> Option<u64> {
@@ -175,7 +183,12 @@ fn functions(program: &Path) -> Result<Functions> {
         let address = u64::from_str_radix(address, 16).ok()?;
         matches!(kind, "t" | "T" | "w" | "W").then(|| (address, name.to_owned()))
     };
-    Ok(Functions(text.lines().filter_map(function).collect()))
+    let mut found: BTreeMap<u64, Vec<String>> = BTreeMap::new();
+    for (address, name) in text.lines().filter_map(function) {
+        // Functions of the same code are one, by all their names.
+        found.entry(address).or_default().push(name);
+    }
+    Ok(Functions(found))
 }
 
 /// Functions of Rust's own C library, whose sections have no names of their own, and the member that each is in.

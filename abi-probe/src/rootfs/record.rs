@@ -3,7 +3,9 @@
 //! or replaces a name changes its times.
 
 use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{AtFlags, OFlag, openat};
@@ -36,7 +38,7 @@ impl Stamp {
 /// same object, or to another, which the stamp tells. Paths of one directory should follow each other.
 pub struct Again<'a> {
     root: &'a OwnedFd,
-    directory: Option<(PathBuf, OwnedFd)>,
+    directory: Option<(OsString, OwnedFd)>,
 }
 
 impl<'a> Again<'a> {
@@ -47,12 +49,16 @@ impl<'a> Again<'a> {
 
     /// How it is now; `None`: missing.
     pub fn stamp(&mut self, path: &Path) -> Option<Stamp> {
-        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        // As bytes: std takes a path apart, and a record has hundreds.
+        let bytes = path.as_os_str().as_bytes();
+        let last = bytes.iter().rposition(|byte| *byte == b'/')?;
+        let (parent, name) = (OsStr::from_bytes(&bytes[..last]), OsStr::from_bytes(&bytes[last + 1..]));
+        if name.is_empty() && last == 0 {
             return fstat(self.root).ok().map(|stat| Stamp::of(&stat));
-        };
+        }
         if self.directory.as_ref().is_none_or(|(open, _)| open != parent) {
-            let rest = parent.strip_prefix("/").unwrap_or(parent);
-            let rest = if rest.as_os_str().is_empty() { Path::new(".") } else { rest };
+            let rest = OsStr::from_bytes(bytes.get(1..last).unwrap_or_default());
+            let rest = if rest.is_empty() { OsStr::new(".") } else { rest };
             let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
             self.directory = Some((parent.to_owned(), openat(self.root, rest, flags, Mode::empty()).ok()?));
         }
