@@ -145,8 +145,11 @@ impl<T: Sample> Rounds<T> {
             _ => (0, String::new()),
         };
         if next.round.is_some() {
-            // Warming up is not in it: what was measured before and what is measured now count alike.
-            self.seconds += seconds;
+            // Warming up is not in it: what was measured before and what is measured now count alike. Nor are runs
+            // that hang: they would leave the others too few rounds.
+            if row.too_long.0 == 0 {
+                self.seconds += seconds;
+            }
             row.outcomes.push(outcome);
         }
     }
@@ -263,6 +266,13 @@ mod tests {
         let mut rounds = Rounds::new(2, effort);
         all(&mut rounds, |_| (Ok(()), 60.0));
         assert_eq!(rounds.outcomes()[0].len(), 3);
+        // Another's hanging takes none of it.
+        let mut rounds = Rounds::new(2, effort);
+        all(&mut rounds, |next| match next.row {
+            0 => (Err(Failure::timed_out(Duration::from_secs(60), "")), 60.0),
+            _ => (Ok(()), 1.0),
+        });
+        assert_eq!(rounds.outcomes()[1].len(), 10);
     }
 
     #[test]

@@ -88,7 +88,7 @@ impl Session {
         Ok(())
     }
 
-    /// Keeps what hpc-launch was going to do for a row; `prefix` is what `plan` is asked with, the options in front.
+    /// Keeps what hpc-launch is going to do for a row, if it is one of hpc-launch's; each command's once.
     pub fn plan(
         &mut self,
         row: &str,
@@ -97,27 +97,12 @@ impl Session {
         runner: &mut Runner,
     ) {
         let (Ok(line), Ok(launcher)) = (line, &setup.launcher) else { return };
-        let Some(at) = line.args.iter().position(|word| word == launcher.as_os_str()) else {
-            return self.plan_of(row, line, &line.args, setup, runner);
-        };
-        self.plan_of(row, line, &line.args[at + 1..], setup, runner);
-    }
-
-    fn plan_of(
-        &mut self,
-        row: &str,
-        line: &CommandLine,
-        words: &[std::ffi::OsString],
-        setup: &Setup,
-        runner: &mut Runner,
-    ) {
-        let Ok(launcher) = &setup.launcher else { return };
         let command = line.to_string();
-        if self.plans.iter().any(|plan| plan.command == command) {
+        if line.program != *launcher || self.plans.iter().any(|plan| plan.command == command) {
             return;
         }
         let asked: Vec<_> =
-            ["plan".into(), "--json".into()].into_iter().chain(words.iter().cloned()).collect();
+            ["plan".into(), "--json".into()].into_iter().chain(line.args.iter().cloned()).collect();
         let plan = match runner.output(&setup.line(launcher, &asked)) {
             Ok(text) => serde_json::from_str(&text).unwrap_or(serde_json::Value::String(text)),
             Err(failure) => serde_json::Value::String(failure.to_string()),

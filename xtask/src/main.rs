@@ -74,7 +74,7 @@ enum Task {
     /// Compare containers with bare metal, as a plain user: target/bench/report.html
     Bench {
         /// How long the benches may take that share a limit; simulated hosts and what has to be built come on top
-        #[arg(long, default_value_t = 6.0)]
+        #[arg(long, default_value_t = 5.0)]
         minutes: f64,
         /// Where the report goes [default: target/bench]
         #[arg(long, value_name = "DIR")]
