@@ -183,7 +183,7 @@ fn groups(measured: &[Measured<Results>], family: &str, ranks: usize) -> Vec<Gro
         measured.iter().flat_map(|row| row.outcomes.iter().flatten().flatten()).flat_map(|r| &r.values)
     {
         let kind = (value.benchmark.clone(), value.size, value.unit.clone());
-        if !kinds.contains(&kind) {
+        if !is_detail(&value.benchmark) && !kinds.contains(&kind) {
             kinds.push(kind);
         }
     }
@@ -213,6 +213,12 @@ fn groups(measured: &[Measured<Results>], family: &str, ranks: usize) -> Vec<Gro
         }
     };
     kinds.iter().map(group).collect()
+}
+
+/// The fastest and the slowest rank of a collective: the samples have them, a reader has enough of the mean.
+fn is_detail(benchmark: &str) -> bool {
+    let collective = !benchmark.starts_with("init");
+    collective && (benchmark.ends_with(".min") || benchmark.ends_with(".max"))
 }
 
 /// Whose launcher it is.
