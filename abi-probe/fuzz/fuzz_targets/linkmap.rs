@@ -55,7 +55,7 @@ fuzz_target!(|root: Root| {
         library_path: library_path.as_deref(),
         preload: preload.as_deref(),
         directory: Path::new("/"),
-        cpu: Cpu { level: 4 },
+        cpu: Some(Cpu { level: 4 }),
         scope: Scope::Whole,
         opens: &opens,
         global: usize::from(root.global),
