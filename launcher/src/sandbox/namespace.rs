@@ -7,6 +7,7 @@
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, openat};
@@ -17,13 +18,17 @@ use nix::sys::stat::Mode;
 use crate::error::{Code, Error, Result};
 use crate::job::siblings::Namespaces;
 
+/// How often, and after what time, a call is tried again that a thread which ends may be in the way of.
+const TRIES: u32 = 1000;
+const PAUSE: Duration = Duration::from_millis(1);
+
 /// Makes a user namespace where one is needed, and enters it: root that may mount needs none.
 /// Answers whether one was made.
 pub fn new_user_namespace(uid: u32, gid: u32) -> Result<bool> {
     if uid == 0 && may_mount() {
         return Ok(false);
     }
-    unshare(CloneFlags::CLONE_NEWUSER).map_err(|e| forbidden("unshare(CLONE_NEWUSER)", e))?;
+    unshare_alone(CloneFlags::CLONE_NEWUSER).map_err(|e| forbidden("unshare(CLONE_NEWUSER)", e))?;
     let write = |file: &str, text: String| {
         let path = format!("/proc/self/{file}");
         // They are there: no O_CREAT, which would lock the directory to look.
@@ -38,6 +43,22 @@ pub fn new_user_namespace(uid: u32, gid: u32) -> Result<bool> {
     write("uid_map", format!("{uid} {uid} 1"))?;
     write("gid_map", format!("{gid} {gid} 1"))?;
     Ok(true)
+}
+
+/// unshare(2) of what a process of several threads may not. A thread that showed progress and has ended is a member of
+/// the process for a moment more: who waits for it is woken before it leaves (exit_mm before exit_notify, kernel/exit.c).
+fn unshare_alone(flags: CloneFlags) -> nix::Result<()> {
+    for _ in 0..TRIES {
+        match unshare(flags) {
+            Err(Errno::EINVAL) if has_threads() => std::thread::sleep(PAUSE),
+            done => return done,
+        }
+    }
+    unshare(flags)
+}
+
+fn has_threads() -> bool {
+    std::fs::read_dir("/proc/self/task").is_ok_and(|tasks| tasks.count() > 1)
 }
 
 /// CAP_SYS_ADMIN (bit 21) among the effective capabilities.
