@@ -56,6 +56,7 @@ use interrupt::Interrupt;
 use journal::Journal;
 use output::Outputs;
 use session::Session;
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -147,7 +148,7 @@ struct Rounds {
     /// Rounds at most; every round runs each row once
     #[arg(long)]
     runs: Option<usize>,
-    /// Fewer rounds once so much time went by, but no fewer than three
+    /// Fewer rounds once so much time went by, but no fewer than six
     #[arg(long, value_name = "SECONDS")]
     within: Option<f64>,
 }
@@ -178,7 +179,7 @@ fn main() -> ExitCode {
     match bench(&Cli::parse()) {
         Ok(status) => status,
         Err(error) => {
-            eprintln!("hpc-bench: {error}");
+            let _ = writeln!(std::io::stderr(), "hpc-bench: {}", text::visible_text(&error.to_string()));
             ExitCode::from(125)
         }
     }
@@ -251,8 +252,10 @@ fn finish(
     check: bool,
 ) -> Result<ExitCode, Error> {
     let (document, trouble) = session.document(command, reports);
-    print!("{}", document.text());
-    outputs.write(&document)?;
+    let written = outputs.write(&document);
+    // Nobody may read it; what was measured is in the files.
+    let _ = std::io::stdout().write_all(text::visible_text(&document.text()).as_bytes());
+    written?;
     if let Some(trouble) = trouble {
         return Err(trouble);
     }

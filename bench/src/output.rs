@@ -62,15 +62,17 @@ impl Outputs {
     pub fn write(&self, document: &Document) -> Result<(), Error> {
         let broken = |e: serde_json::Error| Error::new("write the report as JSON", e, "report this as a bug");
         let json = serde_json::to_string_pretty(document).map_err(broken)? + "\n";
-        if let Some(path) = &self.json {
-            publish(path, json.as_bytes(), "--json")?;
-        }
+        let alone = match &self.json {
+            Some(path) => publish(path, json.as_bytes(), "--json"),
+            None => Ok(()),
+        };
         if let Some(dir) = &self.directory {
-            publish(&dir.join(JSON), json.as_bytes(), "--out")?;
             publish(&dir.join(CSV), csv::csv(document).as_bytes(), "--out")?;
             publish(&dir.join(PAGE), page::html(document).as_bytes(), "--out")?;
+            // Last: it says that there is nothing left to do.
+            publish(&dir.join(JSON), json.as_bytes(), "--out")?;
         }
-        Ok(())
+        alone
     }
 }
 

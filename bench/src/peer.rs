@@ -216,24 +216,42 @@ impl Podman {
     }
 
     fn command(&self, setup: &Setup, args: &[&str]) -> CommandLine {
-        let at = |name: &str| self.dir.join(name).display().to_string();
-        let (store, run, runtime) = (at("store"), at("run"), self.runtime.display().to_string());
-        let own = ["--root", &store, "--runroot", &run, "--storage-driver", "overlay"];
-        let site = ["--cgroup-manager", "cgroupfs", "--runtime", &runtime];
-        setup
-            .line(&self.program, &[&own[..], &site, args].concat())
-            .with_env([("XDG_RUNTIME_DIR".into(), self.dir.join("xdg").into())])
+        let args: Vec<OsString> = self.options().into_iter().chain(args.iter().map(Into::into)).collect();
+        setup.line(&self.program, &args).with_env(self.own())
+    }
+
+    /// What every call of it has in front.
+    fn options(&self) -> Vec<OsString> {
+        let own = [("--root", self.dir.join("store")), ("--runroot", self.dir.join("run"))];
+        let mut options: Vec<OsString> = Vec::new();
+        for (name, path) in own.into_iter().chain([("--runtime", self.runtime.clone())]) {
+            options.extend([name.into(), path.into()]);
+        }
+        options.extend(["--storage-driver", "overlay", "--cgroup-manager", "cgroupfs"].map(Into::into));
+        options
+    }
+
+    /// Where it keeps what belongs to a session: not in the user's own.
+    fn own(&self) -> [(OsString, OsString); 1] {
+        [("XDG_RUNTIME_DIR".into(), self.dir.join("xdg").into())]
     }
 
     fn line(&self, setup: &Setup, words: &[String]) -> CommandLine {
         let own = ["run", "--rm", "--network", "host", "--pid", "host", "--userns", "keep-id", "--env-host"];
         let shown = ["-v", "/tmp:/tmp", "-v", "/dev/shm:/dev/shm", "bench"];
-        setup.bare(words).after(&self.command(setup, &[&own[..], &shown].concat()))
+        setup.bare(words).after(&self.command(setup, &[&own[..], &shown].concat())).with_env(self.own())
     }
 }
 
 impl Drop for Podman {
     fn drop(&mut self) {
+        // Containers of runs that took too long: what starts them is a child of nobody's.
+        let _ = std::process::Command::new(&self.program)
+            .args(self.options())
+            .args(["rm", "--force", "--all", "--time", "0"])
+            .envs(self.own())
+            .stdin(std::process::Stdio::null())
+            .output();
         // What it mounted goes with the process that it leaves behind in its namespaces.
         let pause = fs::read_to_string(self.dir.join("xdg/libpod/tmp/pause.pid"));
         if let Some(pid) = pause.ok().and_then(|text| Pid::from_raw(text.trim().parse().ok()?)) {

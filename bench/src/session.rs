@@ -136,7 +136,7 @@ impl Session {
     ) -> Vec<Measured<T>> {
         let able: Vec<(&str, &CommandLine)> =
             contenders.iter().filter_map(|c| Some((c.name.as_str(), c.line.as_ref().ok()?))).collect();
-        let mut rounds = Rounds::new(able.len(), *effort);
+        let mut rounds = Rounds::new(key, able.len(), *effort);
         self.progress.start(key, effort);
         while !self.interrupt.came() {
             let Some(next) = rounds.next(|row, round| {

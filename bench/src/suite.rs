@@ -1,7 +1,7 @@
 //! `hpc-bench suite`: all that a report needs, in a given time.
 
 use crate::app::CgArgs;
-use crate::document::Report;
+use crate::document::{Budget, Report};
 use crate::error::Error;
 use crate::micro::JobArgs;
 use crate::session::Session;
@@ -185,7 +185,7 @@ fn nothing(part: &Part, error: &Error) -> Report {
         settings: Default::default(),
         noise: Default::default(),
         groups: Vec::new(),
-        budgets: Vec::new(),
+        budgets: vec![Budget::at_least("measured at all", 1.0, None)],
         notes: vec![format!("not measured: {error}")],
     }
 }

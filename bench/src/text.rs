@@ -21,6 +21,11 @@ pub fn visible(c: char) -> char {
     }
 }
 
+/// Lines for a terminal.
+pub fn visible_text(text: &str) -> String {
+    text.chars().map(visible).collect()
+}
+
 /// One line for a terminal.
 pub fn line(text: &str) -> String {
     let shown = |c| if matches!(c, '\n' | '\t') { ' ' } else { visible(c) };

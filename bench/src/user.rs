@@ -5,7 +5,7 @@ use crate::error::Error;
 use std::env;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::fchown;
+use std::os::unix::fs::{fchown, lchown};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
@@ -20,8 +20,8 @@ struct Account {
 }
 
 /// Returns once this process runs as `name`; as root it gets there by starting over as that user.
-/// `json` and `out`, a file and a directory, are made theirs first, for root may have named a place where they cannot
-/// create one. (The file is rewritten in place then.)
+/// `json` and `out`, a file and a directory, are made for them first if they are not there, for root may have named a
+/// place where they cannot create one. (The file is rewritten in place then.)
 pub fn become_user(name: &str, json: Option<&Path>, out: Option<&Path>) -> Result<(), Error> {
     let account = account(name)?;
     let uid = rustix::process::geteuid();
@@ -35,16 +35,28 @@ pub fn become_user(name: &str, json: Option<&Path>, out: Option<&Path>) -> Resul
             "leave --user out, or start hpc-bench as root",
         ));
     }
-    let hand = |path: &Path, made: io::Result<File>| {
-        made.and_then(|file| fchown(&file, Some(account.uid), Some(account.gid))).map_err(|e| {
-            Error::new(format!("hand {} to {name}", path.display()), e, "give --json or --out another path")
-        })
+    let unusable = |path: &Path, e: &dyn std::fmt::Display| {
+        Error::new(format!("hand {} to {name}", path.display()), e, "give --json or --out another path")
     };
+    // What is there already stays whose it is: root must not give away what a link, or a typing error, names.
     if let Some(path) = json {
-        hand(path, File::options().create(true).append(true).open(path))?;
+        match File::options().create_new(true).write(true).open(path) {
+            Ok(file) => {
+                fchown(&file, Some(account.uid), Some(account.gid)).map_err(|e| unusable(path, &e))?;
+            }
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(unusable(path, &e)),
+        }
     }
     if let Some(path) = out {
-        hand(path, fs::create_dir_all(path).and_then(|()| File::open(path)))?;
+        if let Some(above) = path.parent() {
+            fs::create_dir_all(above).map_err(|e| unusable(path, &e))?;
+        }
+        match fs::create_dir(path) {
+            Ok(()) => lchown(path, Some(account.uid), Some(account.gid)).map_err(|e| unusable(path, &e))?,
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(unusable(path, &e)),
+        }
     }
     let failed = |why: String| {
         Error::new(
