@@ -71,23 +71,28 @@ fn build(layout: &Layout, compiler: &str) -> Result<PathBuf> {
     Ok(program)
 }
 
-/// Lints and unit tests of the program, with one MPI: they are the same with all.
+/// Unit tests of the program, with one MPI: they are the same with all.
 pub fn test(layout: &Layout) -> Result<()> {
+    with_one_mpi(layout, &["test", "--quiet", "--release", "--locked"], &[])
+}
+
+/// Lints of the program: a build of its own, which `cargo xtask check` has time for.
+pub fn lints(layout: &Layout) -> Result<()> {
+    if !DEBIAN.iter().any(|name| run::succeeds(Command::new(*name).arg("-show"))) {
+        eprintln!("    no MPI to build with: {NAME} is not looked at");
+        return Ok(());
+    }
+    let words = ["clippy", "--quiet", "--release", "--all-targets", "--locked"];
+    with_one_mpi(layout, &words, &["--", "-D", "warnings"])
+}
+
+fn with_one_mpi(layout: &Layout, words: &[&str], after: &[&str]) -> Result<()> {
     let installed = DEBIAN.iter().find(|name| run::succeeds(Command::new(**name).arg("-show")));
     let compiler = installed.context("no MPI to build with: apt-get install libopenmpi-dev")?;
     let target = directory(layout).join(name(compiler)?).join("build");
-    for words in [
-        &["clippy", "--quiet", "--release", "--all-targets", "--locked"][..],
-        &["test", "--quiet", "--release", "--locked"][..],
-    ] {
-        let mut command = cargo(layout);
-        command.args(words).arg("--target-dir").arg(&target);
-        if words[0] == "clippy" {
-            command.args(["--", "-D", "warnings"]);
-        }
-        run::shown(command.env("MPICC", compiler).current_dir(workspace(layout)))?;
-    }
-    Ok(())
+    let mut command = cargo(layout);
+    command.args(words).arg("--target-dir").arg(&target).args(after);
+    run::shown(command.env("MPICC", compiler).current_dir(workspace(layout)))
 }
 
 /// One rank must solve, and must not measure messages.

@@ -64,6 +64,9 @@ fn run_phases(layout: &Layout, scope: &Scope, phases: &mut Phases) -> Result<()>
         phases.judged("formatting", || formatting(layout));
         phases.judged("lints", || lints(layout));
     }
+    if *scope == Scope::Check {
+        phases.judged("lints of the programs", || programs::lints(layout));
+    }
     if *scope == Scope::All {
         phases.judged("fuzz targets compile", || fuzz_targets(layout));
     }
