@@ -7,9 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 /// Time that a hypervisor gave to others, from which on it is told.
-const MUCH_STOLEN: f64 = 0.02;
+const MUCH_STOLEN: f64 = 0.01;
 /// How far the clock rate may be from what it was without being told.
-const CLOCK_DRIFT: f64 = 0.05;
+const CLOCK_DRIFT: f64 = 0.03;
 
 impl Budget {
     /// A value that must not exceed `limit`.
@@ -263,7 +263,7 @@ impl Noise {
         }
         if let Some(stolen) = self.stolen.filter(|stolen| *stolen > MUCH_STOLEN) {
             let share = stolen * 100.0;
-            warnings.push(format!("the hypervisor gave {share:.0} % of the processors' time to others"));
+            warnings.push(format!("the hypervisor gave {share:.1} % of the processors' time to others"));
         }
         if let Some((before, after)) = self.clock.filter(|(a, b)| (b / a - 1.0).abs() > CLOCK_DRIFT) {
             warnings.push(format!("the clock rate went from {before:.0} to {after:.0} MHz"));

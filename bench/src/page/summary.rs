@@ -221,28 +221,8 @@ fn warnings(document: &Document) -> Vec<String> {
         all.push(format!("The clock is governed by “{governor}”: it may change while rows are measured."));
     }
     for report in &document.reports {
-        let noise = &report.noise;
         let title = &report.title;
-        if noise.load_before > noise.cpus as f64 / 2.0 {
-            all.push(format!(
-                "{title}: the machine was busy before the first sample (load {:.2}).",
-                noise.load_before
-            ));
-        }
-        if let Some(share) = noise.stolen.filter(|share| *share > 0.01) {
-            all.push(format!("{title}: a hypervisor gave {:.1} % of the time to others.", share * 100.0));
-        }
-        if let Some((before, after)) = noise.clock.filter(|(a, b)| (a / b - 1.0).abs() > 0.03) {
-            all.push(format!("{title}: the clock went from {before:.0} to {after:.0} MHz."));
-        }
-        let count = again(report).count();
-        let off = again(report).filter(|(_, ratio)| ratio.low > 1.0 || ratio.high < 1.0).count();
-        // One of twenty is what a 95 % interval says of itself.
-        if off * 10 > count.max(10) {
-            all.push(format!(
-                "{title}: bare against bare is not 1 within its interval in {off} of {count} tables; differences of that size mean nothing here."
-            ));
-        }
+        all.extend(report.warnings().iter().map(|warning| format!("{title}: {warning}.")));
         let rows = || report.groups.iter().flat_map(|group| &group.rows);
         let failed = rows().filter(|row| !row.failures.is_empty()).count();
         if failed > 0 {
